@@ -6,11 +6,11 @@ nothing and a program pays only for what it touches. Nothing here knows pytest; 
 
 from __future__ import annotations
 
-# Type checkers take this name for true. Importing it from `typing` would cost more than the rest of this module.
+# Type checkers take this name for true. Importing it from `typing` would cost more than all the rest here.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    import sandbox.oci as oci
+    from sandbox import oci as oci
     from sandbox._version import __version__ as __version__
     from sandbox.errors import (
         CalledProcessError as CalledProcessError,
@@ -80,7 +80,7 @@ _NAMES_OF = {
 _HOME = {name: module for module, names in _NAMES_OF.items() for name in names}
 _SUBMODULES = ("oci",)
 
-__all__ = sorted([*_HOME, *_SUBMODULES])
+__all__ = [*_HOME, *_SUBMODULES]  # noqa: PLE0604 - they are strings; the table above is the one list
 
 
 if not TYPE_CHECKING:  # a type checker would take it for a module where every name exists

@@ -1,0 +1,364 @@
+"""What a test needs from the machine: one declarative gate, probed for real.
+
+A test says ``pytestmark = requires("root", "cgroup2")`` or ``@requires("crun")``. Where something is
+missing, a laptop skips the test; CI must run it, so there (``CI`` set in the environment) the skip is a
+failure, unless the table EXPECTED_IN_CI gives the reason why this very machine cannot have it. An unknown
+name is an error everywhere.
+
+A probe does what the test will do, not what a version number promises: it makes the namespace, the cgroup,
+the mount. It answers None ("it is there") or says in a few words what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import importlib.util
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+Probe = Callable[[], str | None]
+
+#: Where Debian's golang-github-opencontainers-specs-dev puts the official JSON schemas.
+SCHEMAS = Path("/usr/share/gocode/src/github.com/opencontainers")
+
+PROBES: dict[str, Probe] = {}
+
+
+def probe(name: str) -> Callable[[Probe], Probe]:
+    """Register a probe; it runs at most once in a test process."""
+
+    def register(function: Probe) -> Probe:
+        PROBES[name] = functools.cache(function)
+        return function
+
+    return register
+
+
+def missing(name: str) -> str | None:
+    """What the machine lacks for ``name``, or None. Raises ValueError for a name that no probe has."""
+    if name not in PROBES:
+        raise ValueError(f"requires({name!r}): no such requirement; there are {', '.join(sorted(PROBES))}")
+    return PROBES[name]()
+
+
+def requires(*names: str) -> pytest.MarkDecorator:
+    """Mark a test, a class or (as ``pytestmark``) a module with what it needs from the machine."""
+    for name in names:
+        if name not in PROBES:
+            missing(name)
+    return pytest.mark.requires(*names)
+
+
+def in_ci() -> bool:
+    return os.environ.get("CI", "").lower() not in {"", "0", "false"}
+
+
+# --- who we are ---------------------------------------------------------------
+
+
+@probe("root")
+def _root() -> str | None:
+    return None if os.geteuid() == 0 else "not root"
+
+
+@probe("rootless")
+def _rootless() -> str | None:
+    return None if os.geteuid() != 0 else "is root, not an ordinary user"
+
+
+@probe("subuid")
+def _subuid() -> str | None:
+    """A range of sub-ids that may be mapped: root maps what it likes, others through newuidmap."""
+    if os.geteuid() == 0:
+        return None
+    for tool in ("newuidmap", "newgidmap"):
+        if shutil.which(tool) is None:
+            return f"{tool} is not installed"
+    owners = {str(os.getuid()), pwd.getpwuid(os.getuid()).pw_name}
+    for table in ("/etc/subuid", "/etc/subgid"):
+        try:
+            lines = Path(table).read_text("utf-8").splitlines()
+        except OSError as error:
+            return f"{table}: {error.strerror}"
+        if not any(line.split(":")[0] in owners for line in lines):
+            return f"{table} has no range for {' or '.join(sorted(owners))}"
+    return None
+
+
+# --- the kernel ---------------------------------------------------------------
+
+_LIBC = "import ctypes, os, sys; libc = ctypes.CDLL(None, use_errno=True)\n"
+_UNSHARE = _LIBC + "if libc.unshare({flags:#x}): sys.exit(os.strerror(ctypes.get_errno()))\n"
+_CLONE_NEWUSER, _CLONE_NEWNS = 0x10000000, 0x00020000
+
+
+def _failure_of(script: str) -> str | None:
+    """Run a probe in a process of its own, for what it does to itself cannot be undone."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=False, timeout=30
+    )
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["failed"])[-1]
+
+
+@probe("userns")
+def _userns() -> str | None:
+    failure = _failure_of(_UNSHARE.format(flags=_CLONE_NEWUSER | _CLONE_NEWNS))
+    return failure and f"no user namespace: {failure}"
+
+
+@probe("overlay")
+def _overlay() -> str | None:
+    """Overlayfs inside a user namespace, with a tmpfs as its upper layer (Linux 5.11)."""
+    script = (
+        "import os\nuid, gid = os.getuid(), os.getgid()\n"
+        + _UNSHARE.format(flags=_CLONE_NEWUSER | _CLONE_NEWNS)
+        + """
+for file, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+    with open(f"/proc/self/{file}", "w") as stream:
+        stream.write(text)
+def mount(kind, where, options):
+    if libc.mount(b"none", where, kind, 0, options):
+        sys.exit(os.strerror(ctypes.get_errno()))
+mount(b"tmpfs", b"/tmp", None)
+for name in ("low", "up", "work", "all"):
+    os.mkdir("/tmp/" + name)
+mount(b"overlay", b"/tmp/all", b"lowerdir=/tmp/low,upperdir=/tmp/up,workdir=/tmp/work,userxattr")
+"""
+    )
+    failure = _failure_of(script)
+    return failure and f"no overlayfs in a user namespace: {failure}"
+
+
+@probe("idmap")
+def _idmap() -> str | None:
+    """An idmapped mount of the file system that holds the temporary directory (Linux 5.12; needs root)."""
+    script = (
+        _LIBC
+        + f"""
+import signal
+def check(result):
+    if result < 0:
+        sys.exit(os.strerror(ctypes.get_errno()))
+    return result
+ready, child_end = os.pipe()
+child = os.fork()
+if child == 0:
+    failed = libc.unshare({_CLONE_NEWUSER:#x})
+    os.write(child_end, b"x" if failed else b".")
+    signal.pause()
+try:
+    if os.read(ready, 1) != b".":
+        sys.exit("no user namespace")
+    for file in ("uid_map", "gid_map"):
+        with open(f"/proc/{{child}}/{{file}}", "w") as stream:
+            stream.write("0 100000 65536")
+    namespace = os.open(f"/proc/{{child}}/ns/user", os.O_RDONLY)
+    tree = check(libc.syscall(428, -100, {os.fsencode(tempfile.gettempdir())!r}, 1))  # OPEN_TREE_CLONE
+    attributes = (ctypes.c_uint64 * 4)(0x100000, 0, 0, namespace)  # MOUNT_ATTR_IDMAP
+    check(libc.syscall(442, tree, b"", 0x1000, attributes, 32))  # AT_EMPTY_PATH
+finally:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+"""
+    )
+    failure = _failure_of(script)
+    return failure and f"no idmapped mounts of {tempfile.gettempdir()}: {failure}"
+
+
+# --- cgroups ------------------------------------------------------------------
+
+
+def _mounts(fstype: str) -> list[tuple[Path, set[str]]]:
+    """Mount points of a file system type and their super block options (proc_pid_mountinfo(5))."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text("utf-8").splitlines():
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(" ", 2)
+        if kind == fstype:
+            found.append((Path(before.split(" ")[4]), set(options.split(","))))
+    return found
+
+
+def _own_cgroup(hierarchy: str) -> str:
+    """Our path in a hierarchy: "" names cgroup2, a controller the v1 hierarchy it belongs to."""
+    for line in Path("/proc/self/cgroup").read_text("utf-8").splitlines():
+        number, controllers, path = line.split(":", 2)
+        if hierarchy in controllers.split(",") if hierarchy else number == "0":
+            return path.lstrip("/")
+    return ""
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One probe at a time: other test processes switch the same controller on and off."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _child_of(parent: Path, controller: str | None = None) -> str | None:
+    """Make a cgroup below ``parent``; with ``controller``, see that the child really has it."""
+    child = parent / f"probe-{os.getpid()}"
+    try:
+        child.mkdir()
+    except OSError as error:
+        return f"cannot make a cgroup in {parent}: {error.strerror}"
+    try:
+        with _locked(parent):
+            return None if controller is None else _enable(parent, child, controller)
+    finally:
+        child.rmdir()
+
+
+def _enable(parent: Path, child: Path, controller: str) -> str | None:
+    def has_it() -> bool:
+        return controller in (child / "cgroup.controllers").read_text("ascii").split()
+
+    if has_it():
+        return None
+    control = parent / "cgroup.subtree_control"
+    try:
+        control.write_text(f"+{controller}", "ascii")
+    except OSError:
+        return f"{parent} has no controller {controller} to hand on"
+    there = has_it()
+    control.write_text(f"-{controller}", "ascii")
+    return None if there else f"{parent} does not hand {controller} on"
+
+
+def _cgroup2(controller: str | None = None) -> str | None:
+    """A cgroup2 directory that we may make children in: our own cgroup, or for root the top."""
+    reason = "cgroup2 is not mounted"
+    for top, _ in _mounts("cgroup2"):
+        for parent in dict.fromkeys((top / _own_cgroup(""), top)):
+            failure = _child_of(parent, controller)
+            if failure is None:
+                return None
+            reason = failure
+    return reason
+
+
+def _cgroup1(controller: str) -> str | None:
+    for top, options in _mounts("cgroup"):
+        if controller in options:
+            return _child_of(top / _own_cgroup(controller))
+    return f"no cgroup v1 hierarchy has {controller}"
+
+
+PROBES["cgroup2"] = functools.cache(_cgroup2)
+for _name in ("cpu", "io", "memory", "pids"):
+    PROBES[f"cgroup2.{_name}"] = functools.cache(functools.partial(_cgroup2, _name))
+for _name in ("cpu", "cpuacct", "freezer", "memory", "pids"):
+    PROBES[f"cgroup1.{_name}"] = functools.cache(functools.partial(_cgroup1, _name))
+
+
+@probe("memory.limit")
+def _memory_limit() -> str | None:
+    """A memory limit by either version of cgroups."""
+    reasons = [PROBES["cgroup2.memory"](), PROBES["cgroup1.memory"]()]
+    return None if None in reasons else "; ".join(filter(None, reasons))
+
+
+@probe("pids.limit")
+def _pids_limit() -> str | None:
+    reasons = [PROBES["cgroup2.pids"](), PROBES["cgroup1.pids"]()]
+    return None if None in reasons else "; ".join(filter(None, reasons))
+
+
+# --- programs and files -------------------------------------------------------
+
+
+def _program(name: str, *arguments: str) -> str | None:
+    path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin:/usr/lib/systemd")
+    if path is None:
+        return f"{name} is not installed"
+    done = subprocess.run([path, *arguments], capture_output=True, text=True, check=False, timeout=30)
+    return None if done.returncode == 0 else f"{name} {' '.join(arguments)} ended with {done.returncode}"
+
+
+for _name, *_arguments in (
+    ("busybox", "true"),
+    ("bwrap", "--version"),
+    ("crun", "--version"),
+    ("redis-server", "--version"),
+    ("runc", "--version"),
+    ("skopeo", "--version"),
+    ("systemd", "--version"),
+    ("umoci", "--version"),
+):
+    PROBES[_name.removesuffix("-server")] = functools.cache(functools.partial(_program, _name, *_arguments))
+
+
+@probe("systemd.booted")
+def _booted() -> str | None:
+    """sd_booted(3): systemd is the machine's PID 1."""
+    return None if Path("/run/systemd/system").is_dir() else "the machine was not booted with systemd"
+
+
+@probe("schema")
+def _schema() -> str | None:
+    if importlib.util.find_spec("jsonschema") is None:
+        return "jsonschema is not installed"
+    top = SCHEMAS / "runtime-spec" / "schema" / "config-schema.json"
+    return None if top.is_file() else f"{top} is missing (golang-github-opencontainers-specs-dev)"
+
+
+@probe("zstd")
+def _zstd() -> str | None:
+    return None if importlib.util.find_spec("zstandard") else "zstandard is not installed (the extra `zstd`)"
+
+
+# --- what CI may lack ---------------------------------------------------------
+
+
+def _hybrid() -> bool:
+    return any("memory" in options for _, options in _mounts("cgroup"))
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def _always() -> bool:
+    return True
+
+
+#: requirement → (when CI may lack it, why that is all right).
+EXPECTED_IN_CI: dict[str, tuple[Callable[[], bool], str]] = {
+    "root": (lambda: not _is_root(), "the suite runs as root as well"),
+    "rootless": (_is_root, "the suite runs as an ordinary user as well"),
+    "idmap": (lambda: not _is_root(), "only root may make idmapped mounts; the suite runs as root as well"),
+    "cgroup2": (lambda: not _is_root(), "nobody delegates a cgroup to the throw-away user"),
+    "systemd.booted": (_always, "CI machines lack systemd as PID 1; private managers are tested instead"),
+    **{
+        f"cgroup2.{name}": (lambda: _hybrid() or not _is_root(), "a v1 hierarchy has the controller")
+        for name in ("cpu", "io", "memory", "pids")
+    },
+    **{
+        f"cgroup1.{name}": (lambda: not _hybrid() or not _is_root(), "the machine has cgroup2 only")
+        for name in ("cpu", "cpuacct", "freezer", "memory", "pids")
+    },
+    "memory.limit": (lambda: not _is_root(), "nobody delegates a cgroup to the throw-away user"),
+    "pids.limit": (lambda: not _is_root(), "nobody delegates a cgroup to the throw-away user"),
+}
+
+
+def why_ci_may_lack(name: str) -> str | None:
+    """The reason why CI on this machine may do without ``name``; None if it may not."""
+    if name not in EXPECTED_IN_CI:
+        return None
+    applies, reason = EXPECTED_IN_CI[name]
+    return reason if applies() else None
