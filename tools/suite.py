@@ -1,0 +1,342 @@
+"""Everything CI runs, in the order in which it fails fastest; `make test` calls it.
+
+Usage: VENV=.venv JOBS=auto python3 tools/suite.py
+
+As root it installs the system packages the tests need (APT=no leaves that out), and runs the kernel part
+of the suite a second time as a throw-away ordinary user. The last line is the closing line of the test
+runner: of the first run that failed, else of the main one. Standard library only, for it makes the virtual
+environment itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+VENV = Path(os.environ.get("VENV", ".venv")).absolute()
+JOBS = os.environ.get("JOBS", "auto")
+
+#: The Debian and Ubuntu packages the tests use, and which requirement of tests/gate.py each one meets.
+PACKAGES = {
+    "bubblewrap": "bwrap",
+    "busybox-static": "busybox: the root file system of most kernel tests",
+    "crun": "crun",
+    "golang-github-opencontainers-specs-dev": "schema: the official JSON schemas",
+    "libseccomp2": "seccomp",
+    "python3-venv": "ensurepip",
+    "redis-server": "redis",
+    "runc": "runc",
+    "skopeo": "skopeo",
+    "systemd": "systemd: private managers",
+    "uidmap": "subuid: newuidmap and newgidmap",
+    "umoci": "umoci",
+}
+
+#: Throw-away users carry the id of the process that made them: a later run can sweep after a killed one.
+USER_PREFIX = "sandbox-test-"
+
+CLOSING_LINE = re.compile(r"^=+ .*\b(?:in \d[\d.]*s|no tests ran)\b.* =+$")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass
+class Stage:
+    """One step of the suite and how it ended."""
+
+    name: str
+    passed: bool = False
+    seconds: float = 0.0
+    closing_line: str = ""
+
+
+@dataclass
+class As:
+    """Who runs a command, and where."""
+
+    cwd: Path = CHECKOUT
+    user: int | None = None
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+
+
+ME = As()
+
+
+def run(*command: str | Path, who: As = ME) -> str:
+    """Run to the end, passing the output on; returns the test runner's closing line, if there was one."""
+    print("$", *command, flush=True)
+    process = subprocess.Popen(
+        command,
+        cwd=who.cwd,
+        env=who.environment,
+        user=who.user,
+        group=who.user,
+        extra_groups=None if who.user is None else [],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    closing_line = ""
+    with process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            if CLOSING_LINE.match(plain := ANSI.sub("", line.strip())):
+                closing_line = plain
+    if process.returncode:
+        raise StageFailed(closing_line, f"{command[0]} ended with {process.returncode}")
+    return closing_line
+
+
+class StageFailed(Exception):
+    """A command of a stage failed; carries the closing line it got to."""
+
+    def __init__(self, closing_line: str, reason: str) -> None:
+        super().__init__(reason)
+        self.closing_line = closing_line
+
+
+# --- the stages -----------------------------------------------------------------
+
+
+def system_packages() -> str:
+    """Install what is missing; what the distribution does not have, the gate will tell."""
+    lacking = [name for name in PACKAGES if not installed(name)]
+    if not lacking:
+        return ""
+    if os.geteuid() != 0 or shutil.which("apt-get") is None or os.environ.get("APT") == "no":
+        print("not installed, and not for us to install:", *lacking)
+        return ""
+    apt = As(environment=os.environ | {"DEBIAN_FRONTEND": "noninteractive"})
+    install = ("apt-get", "install", "--yes", "--no-install-recommends")
+    with no_daemons():
+        run("apt-get", "update", "--quiet", who=apt)
+        try:
+            run(*install, *lacking, who=apt)
+        except StageFailed:
+            for name in lacking:
+                with contextlib.suppress(StageFailed):
+                    run(*install, name, who=apt)
+    return ""
+
+
+def installed(package: str) -> bool:
+    if shutil.which("dpkg-query") is None:
+        return True
+    command = ["dpkg-query", "--show", "--showformat=${Status}", package]
+    query = subprocess.run(command, capture_output=True, text=True, check=False)
+    return query.stdout.endswith(" installed")
+
+
+@contextlib.contextmanager
+def no_daemons() -> Iterator[None]:
+    """Keep packages from starting their services (policy-rc.d of invoke-rc.d(8)): we want the programs."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    if policy.exists():
+        yield
+        return
+    policy.write_text("#!/bin/sh\nexit 101\n", "ascii")
+    policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        policy.unlink()
+
+
+def environment() -> str:
+    run(sys.executable, "tools/environment.py", VENV)
+    return run(VENV / "bin/python", "-m", "pip", "install", "--quiet", "--editable", ".[test]")
+
+
+def lint() -> str:
+    return run(VENV / "bin/ruff", "check", "--output-format=concise")
+
+
+def types() -> str:
+    return run(VENV / "bin/mypy")
+
+
+def wheel() -> str:
+    """The wheel as a user gets it: starts a sandbox, keeps the house rules, passes the examples."""
+    with tempfile.TemporaryDirectory(prefix="wheel-") as folder:
+        there = As(cwd=Path(folder))
+        build = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, CHECKOUT)
+        run(VENV / "bin/python", *build)
+        programs = Path(folder, "venv", "bin")
+        run(sys.executable, CHECKOUT / "tools/environment.py", programs.parent, who=there)
+        wheels = Path(folder).glob("*.whl")
+        run(programs / "python", "-m", "pip", "install", "--quiet", *wheels, who=there)
+        run(programs / "sandbox", "run", "host", "--", "echo", "a sandbox from the wheel", who=there)
+        return pytest(programs, CHECKOUT / "tests/unit/test_house.py", CHECKOUT / "examples", who=there)
+
+
+def ordinary_user() -> str:
+    """All but the pure part of the suite, as somebody who is not root and sees a checkout of their own."""
+    with throw_away_user() as (uid, home):
+        shutil.copytree(
+            CHECKOUT,
+            home / "checkout",
+            ignore=shutil.ignore_patterns(".git", ".venv*", ".tox", ".*_cache", "__pycache__", VENV.name),
+        )
+        hand_over(home / "checkout", uid)
+        somebody = As(home / "checkout", uid, environment_of(uid))
+        python = python_for(somebody)
+        run(python, "tools/environment.py", home / "venv", who=somebody)
+        programs = home / "venv/bin"
+        run(programs / "python", "-m", "pip", "install", "--quiet", "--editable", ".[test]", who=somebody)
+        closing_line = pytest(
+            programs, "--numprocesses", JOBS, "-m", "not serial", "--timeout=180",
+            "--ignore=tests/unit", "--ignore=tests/property", "tests", "examples", who=somebody,
+        )  # fmt: skip
+        if left := processes_of(uid):
+            raise StageFailed(closing_line, f"processes left behind by the ordinary user: {left}")
+        return closing_line
+
+
+def serial() -> str:
+    """The tests that look at the whole machine, one after another."""
+    return pytest(VENV / "bin", "-m", "serial", "--timeout=600", "tests")
+
+
+def suite() -> str:
+    return pytest(VENV / "bin", "--numprocesses", JOBS, "-m", "not serial", "--timeout=180", "tests")
+
+
+def pytest(programs: Path, *arguments: str | Path, who: As = ME) -> str:
+    return run(programs / "pytest", "-p", "no:cacheprovider", *arguments, who=who)
+
+
+# --- the throw-away user --------------------------------------------------------
+
+
+@contextlib.contextmanager
+def throw_away_user() -> Iterator[tuple[int, Path]]:
+    """Add a user with a home and, by useradd(8), sub-ids; take it all away again."""
+    sweep_users()
+    name = f"{USER_PREFIX}{os.getpid()}"
+    run("useradd", "--create-home", "--user-group", "--shell", "/bin/sh", name)
+    try:
+        entry = pwd.getpwnam(name)
+        yield entry.pw_uid, Path(entry.pw_dir)
+    finally:
+        remove_user(name)
+
+
+def sweep_users() -> None:
+    """Remove what runs that were killed have left."""
+    for entry in pwd.getpwall():
+        number = entry.pw_name.removeprefix(USER_PREFIX)
+        if entry.pw_name.startswith(USER_PREFIX) and not Path("/proc", number).exists():
+            remove_user(entry.pw_name)
+
+
+def remove_user(name: str) -> None:
+    uid = pwd.getpwnam(name).pw_uid
+    for process in processes_of(uid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(process.partition(" ")[0]), signal.SIGKILL)
+    subprocess.run(["userdel", "--remove", name], stderr=subprocess.DEVNULL, check=False)
+
+
+def processes_of(uid: int) -> list[str]:
+    """Process ids and names of all that runs as a user, a moment after the last of it should have gone."""
+    time.sleep(0.3)
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if directory.stat().st_uid == uid:
+                found.append(f"{directory.name} {(directory / 'comm').read_text().strip()}")
+    return found
+
+
+def hand_over(tree: Path, uid: int) -> None:
+    os.chown(tree, uid, uid)
+    for folder, folders, files in os.walk(tree):
+        for name in (*folders, *files):
+            os.chown(Path(folder, name), uid, uid, follow_symlinks=False)
+
+
+def environment_of(uid: int) -> dict[str, str]:
+    """What a login would set, and what pip and CI need; nothing of root's own."""
+    entry = pwd.getpwuid(uid)
+    kept = {name: os.environ[name] for name in os.environ if re.match("PIP_|CI$|LANG$", name)}
+    return kept | {
+        "HOME": entry.pw_dir,
+        "LOGNAME": entry.pw_name,
+        "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
+        "USER": entry.pw_name,
+    }
+
+
+def python_for(somebody: As) -> str:
+    """A Python that the user may run: root's own may lie below /root."""
+    names = (os.path.realpath(sys.executable), "/usr/local/bin/python3", "/usr/bin/python3")
+    for name in names:
+        with contextlib.suppress(OSError, StageFailed):
+            run(name, "-c", "import sys; sys.exit(sys.version_info < (3, 11))", who=somebody)
+            return name
+    raise StageFailed("", f"the ordinary user can run none of {', '.join(names)} as Python 3.11 or later")
+
+
+# --- all together ---------------------------------------------------------------
+
+#: What has to work before anything else can be tried.
+GROUND: Sequence[Callable[[], str]] = (system_packages, environment)
+
+
+def stages() -> Iterator[Callable[[], str]]:
+    yield from (*GROUND, lint, types, wheel)
+    if os.geteuid() == 0:
+        yield ordinary_user
+    yield from (serial, suite)
+
+
+def attempt(step: Callable[[], str]) -> Stage:
+    stage = Stage(step.__name__.replace("_", " "))
+    print(f"\n--- {stage.name} ".ljust(80, "-"), flush=True)
+    start = time.monotonic()
+    try:
+        stage.closing_line = step()
+        stage.passed = True
+    except StageFailed as failure:
+        stage.closing_line = failure.closing_line
+        print(f"{stage.name}: {failure}", flush=True)
+    stage.seconds = time.monotonic() - start
+    return stage
+
+
+def report(done: list[Stage]) -> None:
+    print()
+    for stage in done:
+        verdict = "ok" if stage.passed else "FAILED"
+        print(f"{stage.name:16} {verdict:7} {stage.seconds:6.1f} s  {stage.closing_line.strip('= ')}")
+    failed = [stage for stage in done if not stage.passed]
+    lines = [stage.closing_line for stage in (*failed, done[-1]) if stage.closing_line]
+    print(*lines[:1], sep="\n")
+
+
+def main() -> int:
+    done: list[Stage] = []
+    for step in stages():
+        done.append(attempt(step))
+        if step in GROUND and not done[-1].passed:
+            break
+    report(done)
+    return 0 if all(stage.passed for stage in done) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
