@@ -33,8 +33,8 @@ def read_env_file(path: str | os.PathLike[str], environ: Mapping[str, str] | Non
 def parse_env_file(text: str, environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """``KEY=value`` lines; ``#`` starts a comment line; quotes and ``$`` have no meaning.
 
-    A ``KEY`` alone takes its value from ``environ`` (by default this process's own) if it is set there. Raises
-    :class:`ValueError` that names the line.
+    A ``KEY`` alone takes its value from ``environ`` (this process's own if not given) if it is set
+    there. Raises :class:`ValueError` that names the line.
     """
     environ = os.environ if environ is None else environ
     found: dict[str, str] = {}

@@ -95,7 +95,7 @@ def _ready(value: Any) -> Any:
     return value
 
 
-def _hooks(value: Mapping[str, Any]) -> FrozenDict[str, Any]:
+def _hooks(value: Any) -> FrozenDict[str, Any]:
     if not isinstance(value, Mapping) or not all(
         isinstance(hooks, (list, tuple)) for hooks in value.values()
     ):
@@ -141,7 +141,7 @@ class Container:
     command: tuple[str, ...] | None = attrs.field(
         default=None, kw_only=True, converter=attrs.converters.optional(v.words)
     )
-    #: What runs ``command``. ``None``: the image's; ``[]``: nothing. If given, the image's command is not used.
+    #: What runs ``command``. ``None``: the image's. ``[]``: nothing. If given, the image's command is unused.
     entrypoint: tuple[str, ...] | None = attrs.field(
         default=None, kw_only=True, converter=attrs.converters.optional(v.words)
     )
@@ -153,7 +153,7 @@ class Container:
     working_dir: str | None = attrs.field(
         default=None, kw_only=True, converter=attrs.converters.optional(v.absolute)
     )
-    #: Who runs the command: ``1000``, ``"name"``, ``"1000:100"``, ``"name:group"``. ``None``: the image's user.
+    #: Who runs the command: ``1000``, ``"name"``, ``"1000:100"``, ``"name:group"``. ``None``: the image's.
     user: str | None = attrs.field(default=None, kw_only=True, converter=attrs.converters.optional(v.user))
     #: Supplementary groups in addition, by name or number.
     groups: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=v.groups)
@@ -314,13 +314,13 @@ class Pod:
                     )  # fmt: skip
 
     def _check_sysctls(self) -> None:
-        shared = [c for c in self.containers if c.network is None] if self.network == "host" else []
-        for owner in (self, *shared) if self.network == "host" else ():
-            for key in owner.sysctls:
-                if key.startswith("net."):
-                    raise model_error(
-                        owner, "sysctls", key, "would change the host, whose network this shares"
-                    )
+        if self.network != "host":
+            return
+        owners: list[Pod | Container] = [self, *(c for c in self.containers if c.network is None)]
+        for owner, key in ((owner, key) for owner in owners for key in owner.sysctls):
+            if key.startswith("net."):
+                detail = "would change the host, whose network this shares"
+                raise model_error(owner, "sysctls", key, detail)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -359,9 +359,10 @@ _OF_THE_POD = frozenset({"hostname", "network", "volumes"})
 def as_pod(subject: Pod | Container | Iterable[Container] | None = None, /, **changes: Any) -> Pod:
     """A pod from whatever describes one; the arguments of ``sandbox.start`` and of the pytest marker.
 
-    ``subject`` is a pod, a container, or several; without one, ``changes`` describe a container. On top of a subject
-    they override its fields. Besides the fields of the models themselves, those of :class:`Resources` and
-    :class:`Security` may be given directly. For a pod (or several containers) only its own fields can be changed.
+    ``subject`` is a pod, a container, or several; without one, ``changes`` describe a container. On top of a
+    subject they override its fields. Besides the fields of the models themselves, those of :class:`Resources`
+    and :class:`Security` may be given directly. Of a pod (or several containers) only its own fields, and its
+    limits, can be changed.
 
     >>> as_pod(image="redis:7", memory="64M", cap_add=["net_admin"]).containers[0].resources
     Resources(memory=67108864)
@@ -387,7 +388,7 @@ def _check_known(changes: Mapping[str, Any]) -> None:
 def _pod_of_one(container: Container | None, changes: dict[str, Any]) -> Pod:
     own = {name: value for name, value in changes.items() if name not in _OF_THE_POD}
     pod = {name: value for name, value in changes.items() if name in _OF_THE_POD}
-    shadows = {name: None for name in pod if name in _CONTAINER}
+    shadows: dict[str, Any] = {name: None for name in pod if name in _CONTAINER}
     changed = _with_parts(container or Container(), own)
     return Pod([attrs.evolve(changed, **shadows)], **pod)
 
@@ -410,7 +411,7 @@ def _changed_pod(pod: Pod, changes: dict[str, Any]) -> Pod:
         if name not in _POD | _RESOURCES:
             raise ModelError(
                 "belongs to a container, not to the pod",
-                class_name="Pod", field=name, value=value, hint="give it to the Container(...) it is meant for",
+                class_name="Pod", field=name, value=value, hint="give it to the container it is for",
             )  # fmt: skip
     changed = attrs.evolve(pod, **{name: value for name, value in changes.items() if name in _POD})
     limits = {name: value for name, value in changes.items() if name in _RESOURCES}
