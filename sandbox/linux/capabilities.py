@@ -18,6 +18,7 @@ NAMES: tuple[str, ...] = (
     "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
 )  # fmt: skip
 _NUMBERS = {name: number for number, name in enumerate(NAMES)}
+CAP_KILL = 1 << _NUMBERS["CAP_KILL"]
 CAP_SETGID = 1 << _NUMBERS["CAP_SETGID"]
 CAP_SETUID = 1 << _NUMBERS["CAP_SETUID"]
 CAP_SETPCAP = 1 << _NUMBERS["CAP_SETPCAP"]

@@ -1,0 +1,99 @@
+"""The image `host`: the machine's own programs and libraries below a throw-away top.
+
+The host's files are *not* idmapped. To the kernel the container's users are strangers to them, so a container reads what
+any unprivileged user of the machine may read and nothing else, whoever started it; that needs no list of secrets.
+What strangers cannot do is write into directories of the host, not even through an overlay. So a second layer, made once
+per shim, holds the same directories owned by the container's root, and copies of the readable files of /etc.
+
+Only the system's own trees are brought in. Homes, /run, /tmp, /var/log … are empty directories of the container.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from .rootfs import Overlay, Rootfs
+
+#: Trees of the host that a container sees, with how many levels of directories it can write to.
+_TREES = {"/usr": 2, "/etc": 16, "/opt": 1, "/var/lib": 2, "/nix": 1, "/gnu": 1}
+#: Top-level names that are links on a merged-/usr system and trees of their own elsewhere.
+_PROGRAM_TREES = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+_EMPTY: tuple[tuple[str, int], ...] = (
+    ("/dev", 0o755), ("/proc", 0o555), ("/sys", 0o555), ("/run", 0o755), ("/run/lock", 0o1777), ("/tmp", 0o1777),
+    ("/root", 0o700), ("/home", 0o755), ("/mnt", 0o755), ("/media", 0o755), ("/srv", 0o755),
+    ("/var", 0o755), ("/var/cache", 0o755), ("/var/log", 0o755), ("/var/tmp", 0o1777), ("/var/spool", 0o755),
+    ("/var/mail", 0o755), ("/var/local", 0o755), ("/var/opt", 0o755),
+)  # fmt: skip
+_LINKS = (("/var/run", "/run"), ("/var/lock", "/run/lock"))
+#: Larger files of /etc are left in the lower layer: readable, but not to be changed in place.
+_COPY_LIMIT = 256 * 1024
+
+
+def build(skeleton: str, owner: tuple[int, int]) -> Rootfs:
+    """Make the second layer below ``skeleton`` (an empty directory), owned by ``owner``, and describe the root."""
+    entries: list[tuple[str, int | str]] = [*_EMPTY, *_LINKS]
+    overlays = []
+    for tree, depth in _TREES.items():
+        if _is_directory(tree):
+            overlays.append(_overlay(tree, depth, skeleton, owner))
+            entries.append((tree, 0o755))
+    for tree in _PROGRAM_TREES:
+        if os.path.islink(tree):
+            entries.append((tree, os.readlink(tree)))
+        elif _is_directory(tree):
+            overlays.append(_overlay(tree, 1, skeleton, owner))
+            entries.append((tree, 0o755))
+    return Rootfs(tuple(overlays), idmap=False, size=None, skeleton=tuple(entries))
+
+
+def _is_directory(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
+def _overlay(tree: str, depth: int, skeleton: str, owner: tuple[int, int]) -> Overlay:
+    layer = f"{skeleton}/{tree.strip('/').replace('/', '-')}"
+    _make_directory(layer, 0o755, owner)
+    for directory, entry in _walk(tree, "", depth):
+        target = f"{layer}{directory}/{entry.name}"
+        if entry.is_dir(follow_symlinks=False):
+            _make_directory(target, stat.S_IMODE(entry.stat(follow_symlinks=False).st_mode), owner)
+        elif tree == "/etc":
+            _copy_file(entry, target, owner)
+    return Overlay(tree, (tree, layer))
+
+
+def _walk(tree: str, below: str, depth: int) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """(directory below ``tree``, entry) of directories down to ``depth`` and of regular files, all readable by others."""
+    with os.scandir(tree + below) as entries:
+        for entry in entries:
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if stat.S_ISDIR(mode) and mode & 0o005 == 0o005 and depth:
+                yield below, entry
+                yield from _walk(tree, f"{below}/{entry.name}", depth - 1)
+            elif stat.S_ISREG(mode) and mode & 0o004:
+                yield below, entry
+
+
+def _make_directory(path: str, mode: int, owner: tuple[int, int]) -> None:
+    os.mkdir(path)
+    os.chown(path, *owner)
+    os.chmod(path, mode)
+
+
+def _copy_file(entry: os.DirEntry[str], target: str, owner: tuple[int, int]) -> None:
+    """Copy a file with its mode and times; set-user-ID bits stay behind."""
+    with open(entry.path, "rb") as source:
+        state = os.fstat(source.fileno())
+        data = source.read(_COPY_LIMIT + 1)
+    if len(data) > _COPY_LIMIT:
+        return
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(fd, data)
+        os.fchown(fd, *owner)
+        os.fchmod(fd, state.st_mode & 0o777)
+        os.utime(fd, ns=(state.st_atime_ns, state.st_mtime_ns))
+    finally:
+        os.close(fd)

@@ -1,0 +1,286 @@
+"""The child's half of the native engine: what runs between clone3(2) and execve(2).
+
+The process is a copy of the shim in new namespaces. It must not import anything any more: once it has entered the
+container's root, modules would be the container's. And it must not be inspected: until the program is executed its memory
+is the shim's, so it is not dumpable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple, NoReturn
+
+from sandbox.linux import capabilities, constants as c, netlink, syscalls
+from sandbox.linux.idmap import become_root
+from sandbox.linux.users import UserDatabase, UserNotFoundError
+
+from . import beneath, hooks, process, rootfs as roots
+from .failure import Failure, describe
+from .plan import Plan
+
+#: Read once, in the shim: /proc/sys may be masked in a container.
+_HIGHEST_CAPABILITY = capabilities.last()
+
+
+class Order(NamedTuple):
+    """Everything the init of a container needs to know."""
+
+    plan: Plan
+    rootfs: roots.Rootfs
+    layers: list[int]
+    prepared: dict[str, int]
+    stdio: tuple[int, ...]
+    v1_tasks: tuple[int, ...]
+    scratch: str
+    state: dict[str, object]
+
+
+class Entry(NamedTuple):
+    """Everything an exec'd process needs to know; ``flags`` are the namespaces to join with ``init_pidfd``."""
+
+    program: process.Program
+    user: str | None
+    init_pidfd: int
+    flags: int
+    stdio: tuple[int, ...]
+    v1_tasks: tuple[int, ...]
+    mark: bool
+
+
+def failure_of(message: bytes) -> Failure:
+    """The failure that a child reported, or that it died before it could."""
+    if not message:
+        return Failure(operation="start the process", detail="it died before it could tell why")
+    facts = dict(json.loads(message)["error"])
+    return Failure(facts.pop("type"), **facts)
+
+
+class _Progress:
+    """The step that is being done, for the error message."""
+
+    doing = "set up the process"
+
+
+def _report(channel: socket.socket, error: BaseException, progress: _Progress) -> NoReturn:
+    try:
+        channel.send(json.dumps({"error": describe(error, progress.doing)}).encode())
+    finally:
+        os._exit(1)
+
+
+def main(order: Order, channel: socket.socket) -> NoReturn:
+    """The container's init, from birth to execve(2)."""
+    progress = _Progress()
+    try:
+        _begin(order.stdio, order.v1_tasks)
+        if channel.recv(16) != b"go":
+            os._exit(1)
+        _own_namespaces(order.plan, progress)
+        _make_root(order, channel, progress)
+        if "startContainer" in order.plan.hooks:
+            progress.doing = "run the startContainer hooks"
+            hooks.run(order.plan.hooks["startContainer"], "startContainer", order.state)
+        program = order.plan.program
+        if program.terminal:
+            progress.doing = "open the terminal"
+            _give_terminal(program, channel, console=True)
+        progress.doing = "start the program"
+        if order.plan.init:
+            _reap_for(program, channel, progress)
+        process.become(program, _HIGHEST_CAPABILITY)
+    except BaseException as error:
+        _report(channel, error, progress)
+
+
+def intermediate(
+    order: Order, channel: socket.socket, join: Mapping[str, int], cgroup_fd: int, answer: socket.socket
+) -> NoReturn:
+    """Join the pod's namespaces and beget the container's init there; tells its process id."""
+    progress = _Progress()
+    try:
+        sys.meta_path.clear()
+        progress.doing = "join the pod's namespaces"
+        for kind in ("user", *(kind for kind in join if kind != "user")):
+            syscalls.setns(join[kind], c.NAMESPACES[kind][0])
+        if "time" in order.plan.namespaces:
+            progress.doing = "set the clocks of the time namespace"
+            _offset_clocks(order.plan)
+        progress.doing = "make the container's namespaces"
+        rest = [kind for kind in order.plan.namespaces if kind not in (*join, "cgroup", "time")]
+        flags = sum(c.NAMESPACES[kind][0] for kind in rest) | c.CLONE_PARENT
+        pid, _ = syscalls.clone3(flags, 0, cgroup_fd)
+        if pid == 0:
+            main(order, channel)
+        answer.send(str(pid).encode())
+        os._exit(0)
+    except BaseException as error:
+        _report(answer, error, progress)
+
+
+def enter(entry: Entry, channel: socket.socket) -> NoReturn:
+    """An exec'd process, from birth in the container's process namespace to execve(2)."""
+    progress = _Progress()
+    try:
+        _begin(entry.stdio, entry.v1_tasks)
+        progress.doing = "join the container"
+        syscalls.setns(entry.init_pidfd, entry.flags)
+        become_root()
+        syscalls.prctl(c.PR_SET_DUMPABLE, 0)
+        if entry.mark:
+            syscalls.unshare(c.CLONE_NEWCGROUP)
+        os.setsid()
+        program = _with_user(entry)
+        if program.terminal:
+            progress.doing = "open the terminal"
+            _give_terminal(program, channel, console=False)
+        progress.doing = "start the program"
+        process.become(program, _HIGHEST_CAPABILITY)
+    except BaseException as error:
+        _report(channel, error, progress)
+
+
+def _with_user(entry: Entry) -> process.Program:
+    """Resolve a user by the container's own files as they are now; HOME follows unless it was given."""
+    if entry.user is None:
+        return entry.program
+    root_fd = os.open("/", c.O_PATH | os.O_DIRECTORY)
+    files = [beneath.read_file(root_fd, path).decode("utf-8", "replace") for path in ("/etc/passwd", "/etc/group")]
+    try:
+        user = UserDatabase(*files).lookup(entry.user)
+    except UserNotFoundError as error:
+        raise Failure("UserNotFound", operation=f"look up the {error.kind}", object=error.name,
+                      detail=f"not in the container's /etc/{'passwd' if error.kind == 'user' else 'group'}",
+                      hint="add it there, or give a number") from None  # fmt: skip
+    env = {"HOME": user.home, **entry.program.env}
+    return entry.program._replace(uid=user.uid, gid=user.gid, groups=user.groups, env=env)
+
+
+def _begin(stdio: tuple[int, ...], v1_tasks: tuple[int, ...]) -> None:
+    sys.meta_path.clear()
+    for number, fd in enumerate(stdio):
+        os.dup2(fd, number)
+    for fd in v1_tasks:
+        # "0" is the writer itself; a single thread moves without the global lock that moving others takes.
+        os.write(fd, b"0")
+
+
+def _own_namespaces(plan: Plan, progress: _Progress) -> None:
+    progress.doing = "enter the user namespace"
+    become_root()
+    syscalls.prctl(c.PR_SET_DUMPABLE, 0)
+    os.setsid()
+    if "cgroup" in plan.namespaces:
+        syscalls.unshare(c.CLONE_NEWCGROUP)
+    progress.doing = "set the host name"
+    if plan.hostname:
+        syscalls.sethostname(plan.hostname)
+    if plan.domainname:
+        with open("/proc/sys/kernel/domainname", "w") as file:
+            file.write(plan.domainname)
+    progress.doing = "bring up the loopback device"
+    if "network" in plan.namespaces:
+        netlink.loopback_up()
+
+
+def _offset_clocks(plan: Plan) -> None:
+    """A time namespace is for the children of who makes it, and takes its offsets before the first is born."""
+    syscalls.unshare(c.CLONE_NEWTIME)
+    with open("/proc/self/timens_offsets", "w") as file:
+        for clock, offset in plan.time_offsets.items():
+            file.write(f"{clock} {offset.get('secs', 0)} {offset.get('nanosecs', 0)}\n")
+
+
+def _make_root(order: Order, channel: socket.socket, progress: _Progress) -> None:
+    plan = order.plan
+    progress.doing = "make the root file system"
+    syscalls.mount(None, "/", None, c.MS_PRIVATE | c.MS_REC)
+    scene = roots.assemble(order.rootfs, order.layers, order.scratch, order.prepared)
+    for kind in ("prestart", "createRuntime"):
+        if kind in plan.hooks:
+            _hooks_of_shim(channel, kind)
+    if "createContainer" in plan.hooks:
+        hooks.run(plan.hooks["createContainer"], "createContainer", order.state)
+    for step in plan.steps:
+        progress.doing = step.describe()
+        step.execute(scene)
+    progress.doing = "enter the root file system"
+    if plan.read_only_root:
+        for overlay in (*order.rootfs.overlays, roots.Overlay("/", ())):
+            _make_read_only(scene.root_fd, overlay.target)
+    os.fchdir(scene.root_fd)
+    syscalls.pivot_root(".", ".")
+    syscalls.umount(".", c.MNT_DETACH)
+    os.chdir("/")
+    if plan.propagation != c.MS_PRIVATE | c.MS_REC:
+        syscalls.mount(None, "/", None, plan.propagation)
+
+
+def _make_read_only(root_fd: int, target: str) -> None:
+    fd = beneath.locate(root_fd, target)
+    syscalls.mount_setattr(fd, "", c.AT_EMPTY_PATH, attr_set=c.MOUNT_ATTR_RDONLY)
+    os.close(fd)
+
+
+def _hooks_of_shim(channel: socket.socket, kind: str) -> None:
+    """These run outside the container: ask the shim, and wait for its word."""
+    channel.send(json.dumps({"hooks": kind}).encode())
+    answer = channel.recv(65536)
+    if answer != b"ok":
+        raise failure_of(answer)
+
+
+def _give_terminal(program: process.Program, channel: socket.socket, *, console: bool) -> None:
+    master = process.open_terminal(program)
+    if console:
+        fd = os.open("/dev/console", os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600)
+        syscalls.mount(os.readlink("/proc/self/fd/0"), beneath.as_path(fd), None, c.MS_BIND)
+        os.close(fd)
+    socket.send_fds(channel, [b'{"terminal": true}'], [master])
+    os.close(master)
+
+
+def _reap_for(program: process.Program, channel: socket.socket, progress: _Progress) -> None:
+    """Stay as process 1: forward signals, reap orphans, end as the program ends. Returns in the program's process."""
+    forwarded = {number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)}
+    signal.pthread_sigmask(signal.SIG_SETMASK, forwarded)
+    pid = os.fork()
+    if pid == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if program.terminal:
+            os.setpgid(0, 0)
+            signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+            os.tcsetpgrp(0, os.getpid())
+            signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+        progress.doing = "start the program"
+        return
+    channel.close()
+    syscalls.close_range(0)
+    syscalls.prctl(c.PR_SET_NO_NEW_PRIVS, 1)
+    syscalls.capset(capabilities.CAP_KILL, capabilities.CAP_KILL, 0)
+    while True:
+        number = signal.sigwait(forwarded)
+        if number != signal.SIGCHLD:
+            os.kill(pid, number)
+            continue
+        _reap(pid)
+
+
+def _reap(main_pid: int) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        if pid == main_pid:
+            code: Any = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
+
+
+__all__ = ["Entry", "Order", "enter", "failure_of", "intermediate", "main"]

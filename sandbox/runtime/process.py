@@ -1,0 +1,311 @@
+"""Becoming the program: the last steps, the same for a container's init and for an exec'd process.
+
+:func:`parse` turns the ``process`` object of an OCI spec into plain values before the fork; :func:`become` spends them.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import signal
+import stat
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from sandbox.linux import capabilities, constants as c, syscalls
+from sandbox.linux.errors import KernelError
+
+from .failure import Failure, invalid, unsupported
+
+_RLIMITS = {
+    f"RLIMIT_{name}": getattr(resource, f"RLIMIT_{name}")
+    for name in ("AS", "CORE", "CPU", "DATA", "FSIZE", "MEMLOCK", "MSGQUEUE", "NICE", "NOFILE", "NPROC", "RSS",
+                 "RTPRIO", "RTTIME", "SIGPENDING", "STACK")
+}  # fmt: skip
+_RLIMITS["RLIMIT_LOCKS"] = 10
+_PERSONALITIES = {"LINUX": c.PER_LINUX, "LINUX32": c.PER_LINUX32}
+#: Members of ``process`` that only some runtimes have; refused rather than ignored.
+_UNSUPPORTED = ("apparmorProfile", "selinuxLabel", "scheduler", "ioPriority", "execCPUAffinity")
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Capabilities(NamedTuple):
+    """The five sets as masks."""
+
+    bounding: int
+    effective: int
+    permitted: int
+    inheritable: int
+    ambient: int
+
+
+class Program(NamedTuple):
+    """A program and everything it starts with."""
+
+    args: tuple[str, ...]
+    env: dict[str, str]
+    cwd: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    umask: int
+    capabilities: Capabilities
+    rlimits: tuple[tuple[int, str, int, int], ...]
+    no_new_privileges: bool
+    oom_score_adj: int | None
+    terminal: bool
+    window: tuple[int, int] | None
+    seccomp: bytes
+    seccomp_flags: int
+    personality: int | None
+
+
+def parse(process: Mapping[str, Any], linux: Mapping[str, Any], seccomp: bytes) -> Program:
+    """Read ``process`` (and what of ``linux`` concerns it); ``seccomp`` is the compiled filter, b"" for none."""
+    for name in _UNSUPPORTED:
+        if process.get(name):
+            raise unsupported(f"process.{name}", "the native engine does not have it", "use the crun or runc engine")
+    args = tuple(process.get("args") or ())
+    if not args:
+        raise invalid("$.process.args", "there is no command to run")
+    if any("\0" in text for text in (*args, *(process.get("env") or ()), process.get("cwd", ""))):
+        raise invalid("$.process", "a NUL character in args, env or cwd")
+    user = process.get("user") or {}
+    window = process.get("consoleSize")
+    return Program(
+        args, parse_env(process.get("env") or ()), _absolute(process.get("cwd")), user.get("uid", 0), user.get("gid", 0),
+        tuple(user.get("additionalGids") or ()), user.get("umask", 0o022), _capabilities(process.get("capabilities")),
+        tuple(_rlimit(r) for r in process.get("rlimits") or ()), bool(process.get("noNewPrivileges")),
+        process.get("oomScoreAdj"), bool(process.get("terminal")),
+        (window["height"], window["width"]) if window else None, seccomp, _seccomp_flags(linux.get("seccomp")),
+        _personality(linux.get("personality")),
+    )  # fmt: skip
+
+
+def parse_env(env: Sequence[str]) -> dict[str, str]:
+    """``NAME=value`` strings as a mapping; of several with one name the last counts."""
+    result = {}
+    for position, assignment in enumerate(env):
+        name, separator, value = assignment.partition("=")
+        if not name or not separator:
+            raise invalid(f"$.process.env[{position}]", f"{assignment!r} is not NAME=value")
+        result[name] = value
+    return result
+
+
+def _absolute(cwd: str | None) -> str:
+    if not cwd or not cwd.startswith("/"):
+        raise invalid("$.process.cwd", f"{cwd!r} is not an absolute path")
+    return cwd
+
+
+def _capabilities(sets: Mapping[str, Any] | None) -> Capabilities:
+    if sets is None:
+        return Capabilities(0, 0, 0, 0, 0)
+    try:
+        return Capabilities(*(capabilities.mask(sets.get(name) or ()) for name in Capabilities._fields))
+    except ValueError as error:
+        raise invalid("$.process.capabilities", str(error)) from None
+
+
+def _rlimit(row: Mapping[str, Any]) -> tuple[int, str, int, int]:
+    if row["type"] not in _RLIMITS:
+        raise invalid("$.process.rlimits", f"unknown rlimit {row['type']!r}")
+    soft, hard = (value if value < 1 << 63 else resource.RLIM_INFINITY for value in (row["soft"], row["hard"]))
+    return _RLIMITS[row["type"]], row["type"], soft, hard
+
+
+def _personality(value: Mapping[str, Any] | None) -> int | None:
+    if value is None:
+        return None
+    if value.get("flags") or value.get("domain") not in _PERSONALITIES:
+        raise unsupported("linux.personality", f"{value!r}: only the domains LINUX and LINUX32 are supported")
+    return _PERSONALITIES[value["domain"]]
+
+
+def _seccomp_flags(profile: Mapping[str, Any] | None) -> int:
+    known = {"SECCOMP_FILTER_FLAG_LOG": c.SECCOMP_FILTER_FLAG_LOG,
+             "SECCOMP_FILTER_FLAG_SPEC_ALLOW": c.SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+             "SECCOMP_FILTER_FLAG_TSYNC": 0}  # one thread only: nothing to synchronise  # fmt: skip
+    flags = 0
+    for flag in (profile or {}).get("flags") or ():
+        if flag not in known:
+            raise unsupported(f"linux.seccomp.flags {flag}", "the native engine does not have it")
+        flags |= known[flag]
+    return flags
+
+
+def become(program: Program, highest_capability: int) -> NoReturn:
+    """Take on the program's identity and execute it. Raises only before the point of no return."""
+    _restore_signals()
+    _set_rlimits(program)
+    if program.oom_score_adj is not None:
+        _write_oom_score(program.oom_score_adj)
+    os.umask(program.umask)
+    if program.personality is not None:
+        syscalls.personality(program.personality)
+    syscalls.close_range(3, flags=c.CLOSE_RANGE_CLOEXEC)
+    _enter_cwd(program.cwd)
+    if program.seccomp and not program.no_new_privileges:
+        syscalls.seccomp_filter(program.seccomp, program.seccomp_flags)
+    _drop_privileges(program, highest_capability)
+    if program.no_new_privileges:
+        syscalls.prctl(c.PR_SET_NO_NEW_PRIVS, 1)
+        if program.seccomp:
+            syscalls.seccomp_filter(program.seccomp, program.seccomp_flags)
+    execute(program)
+
+
+def _restore_signals() -> None:
+    """Python ignores two signals for itself; a program expects the default."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+
+
+def _set_rlimits(program: Program) -> None:
+    for number, name, soft, hard in program.rlimits:
+        try:
+            resource.setrlimit(number, (soft, hard))
+        except (OSError, ValueError) as error:
+            current = resource.getrlimit(number)[1]
+            raise Failure(operation="set", object=name, errno=getattr(error, "errno", None) or errno.EPERM,
+                          cause=f"the hard limit here is {current}, and raising it needs CAP_SYS_RESOURCE on the host",
+                          hint=f"ask for at most {current}, or raise the limit of the calling process") from None  # fmt: skip
+
+
+def _write_oom_score(value: int) -> None:
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write(str(value))
+    except OSError as error:
+        raise Failure(operation="set oom_score_adj to", object=str(value), errno=error.errno,
+                      hint="lowering it below the caller's own needs CAP_SYS_RESOURCE on the host") from None  # fmt: skip
+
+
+def _enter_cwd(cwd: str) -> None:
+    """Enter the working directory, made if missing, and make sure that it lies inside the root.
+
+    A descriptor of the host reached through /proc/self/fd would lie outside: getcwd(2) then tells "(unreachable)", which
+    the C library reports as ENOENT.
+    """
+    try:
+        try:
+            os.chdir(cwd)
+        except FileNotFoundError:
+            os.makedirs(cwd, 0o755, exist_ok=True)
+            os.chdir(cwd)
+        os.getcwd()
+    except OSError as error:
+        outside = error.errno == errno.ENOENT and error.filename is None
+        raise Failure(operation="enter the working directory", object=cwd, errno=error.errno,
+                      cause="it leads out of the container's root" if outside else None) from None  # fmt: skip
+
+
+def _drop_privileges(program: Program, highest: int) -> None:
+    sets = program.capabilities
+    capabilities.drop_bounding(sets.bounding, highest)
+    syscalls.prctl(c.PR_SET_KEEPCAPS, 1)
+    try:
+        if _may_set_groups():
+            os.setgroups(program.groups)
+        elif program.groups:
+            raise Failure(operation="set the supplementary groups", object=str(program.groups), errno=errno.EPERM,
+                          cause="only one group id is mapped into the user namespace",
+                          hint="give the user ranges in /etc/subuid and /etc/subgid, and install newuidmap")  # fmt: skip
+        os.setresgid(program.gid, program.gid, program.gid)
+        os.setresuid(program.uid, program.uid, program.uid)
+    except OSError as error:
+        raise Failure(operation="become user", object=f"{program.uid}:{program.gid}", errno=error.errno,
+                      cause="this id is not mapped into the user namespace",
+                      hint="give the user ranges in /etc/subuid and /etc/subgid, and install newuidmap") from None  # fmt: skip
+    syscalls.prctl(c.PR_SET_KEEPCAPS, 0)
+    existing = (1 << highest + 1) - 1
+    permitted = sets.permitted & existing
+    syscalls.capset(sets.effective & permitted, permitted, sets.inheritable & existing)
+    if sets.ambient:
+        capabilities.set_ambient(sets.ambient & permitted & sets.inheritable, highest)
+
+
+def _may_set_groups() -> bool:
+    """False where the id map was written by an ordinary user, who must give up setgroups(2) for it."""
+    try:
+        with open("/proc/self/setgroups") as file:
+            return file.read().strip() == "allow"
+    except OSError:
+        return True
+
+
+def execute(program: Program) -> NoReturn:
+    """execve(2) along the program's own PATH; what cannot be executed is explained."""
+    command = program.args[0]
+    refused = ""
+    for path in _candidates(command, program.env.get("PATH", DEFAULT_PATH)):
+        try:
+            os.execve(path, program.args, program.env)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.exists(path):
+                continue
+            if error.errno != errno.EACCES or "/" in command:
+                raise explain_exec(path, error) from None
+            refused = path
+    if refused:
+        raise explain_exec(refused, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    where = "" if "/" in command else f"it is in none of {program.env.get('PATH', DEFAULT_PATH)}"
+    raise Failure("CommandNotFound", operation="execute", object=command, errno=errno.ENOENT, cause=where or None,
+                  hint="install it in the image, or give the path it has there")  # fmt: skip
+
+
+def _candidates(command: str, path: str) -> list[str]:
+    if "/" in command:
+        return [command]
+    return [f"{directory or '.'}/{command}" for directory in path.split(":")]
+
+
+def explain_exec(path: str, error: OSError) -> Failure:
+    """Why the kernel would not execute a file that exists."""
+    kind, cause, hint = "CommandNotExecutable", None, None
+    if error.errno == errno.ENOENT:
+        kind = "CommandNotFound"
+        cause, hint = _missing_interpreter(path), "install the interpreter or loader in the image"
+    elif error.errno == errno.ENOEXEC:
+        cause, hint = "neither a program of this machine's architecture nor a script with a #! line", "add a #! line"
+    elif error.errno == errno.EACCES:
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            cause, hint = "it is a directory", "give the path of a program"
+        else:
+            cause, hint = "no permission to execute it as this user, or its mount is noexec", f"chmod +x {path}"
+    elif error.errno == errno.E2BIG:
+        cause, hint = "arguments and environment together are too long", "pass large data through a file or stdin"
+    return Failure(kind, operation="execute", object=path, errno=error.errno, cause=cause, hint=hint)
+
+
+def _missing_interpreter(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(256)
+    except OSError:
+        return "the interpreter that it names does not exist"
+    if head.startswith(b"#!"):
+        return f"its interpreter {head[2:].split(None, 1)[0].decode(errors='replace')} does not exist"
+    return "the dynamic loader that it names does not exist"
+
+
+def open_terminal(program: Program) -> int:
+    """Make a pseudo-terminal of the container's own devpts the standard streams; returns the master side."""
+    master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    fcntl.ioctl(master, 0x40045431, b"\0\0\0\0")  # TIOCSPTLCK: unlock
+    slave = fcntl.ioctl(master, c.TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY)
+    if program.window:
+        rows, columns = program.window
+        fcntl.ioctl(slave, c.TIOCSWINSZ, rows.to_bytes(2, "little") + columns.to_bytes(2, "little") + bytes(4))
+    os.fchown(slave, program.uid, -1)
+    fcntl.ioctl(slave, c.TIOCSCTTY, 0)
+    for number in (0, 1, 2):
+        os.dup2(slave, number)
+    os.close(slave)
+    return master
+
+
+__all__ = ["Capabilities", "KernelError", "Program", "become", "execute", "explain_exec", "open_terminal", "parse"]

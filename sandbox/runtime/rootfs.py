@@ -1,0 +1,133 @@
+"""The root file system of a container: read-only layers below, a throw-away tmpfs above (overlayfs).
+
+All of it is mounted by the container's own init in its own namespaces, so nothing needs to be undone when it ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from sandbox.linux import constants as c, syscalls
+from sandbox.linux.errors import KernelError
+from sandbox.linux.mounts import idmapped_clone
+
+from .failure import Failure, invalid
+from .steps import Scene, explain_source
+
+#: overlayfs takes at most this many lower layers (OVL_MAX_STACK).
+_MAX_LAYERS = 500
+
+
+class Overlay(NamedTuple):
+    """One overlay: ``layers`` (lowest first) seen at ``target`` of the new root, writable through the tmpfs."""
+
+    target: str
+    layers: tuple[str, ...]
+
+
+class Rootfs(NamedTuple):
+    """What the root is made of.
+
+    ``idmap``: the files carry container ids and come in through idmapped mounts. ``skeleton``: directories and links made
+    in an otherwise empty root before the overlays are mounted (the host image), as (path, mode or link target).
+    ``size``: bytes that may be written, None for the kernel's default of half the memory.
+    """
+
+    overlays: tuple[Overlay, ...]
+    idmap: bool
+    size: int | None
+    skeleton: tuple[tuple[str, int | str], ...] = ()
+
+
+def parse(document: Mapping[str, Any]) -> Rootfs:
+    """Read the client's description: ``{"layers": [...], "idmap": bool, "size": int | null}``."""
+    layers = tuple(document["layers"])
+    if not layers or len(layers) > _MAX_LAYERS:
+        raise invalid("rootfs.layers", f"{len(layers)} layers; overlayfs takes 1 to {_MAX_LAYERS}")
+    return Rootfs((Overlay("/", layers),), bool(document.get("idmap")), document.get("size"))
+
+
+def prepare(rootfs: Rootfs, userns_fd: int) -> list[int]:
+    """Detached, idmapped copies of all layers, in order; runs in the shim. Empty if no ids need mapping."""
+    if not rootfs.idmap or userns_fd < 0:
+        return []
+    clones: list[int] = []
+    for overlay in rootfs.overlays:
+        for layer in overlay.layers:
+            try:
+                clones.append(idmapped_clone(layer, userns_fd))
+            except KernelError as error:
+                for fd in clones:
+                    os.close(fd)
+                raise explain_source(error, layer, "the image layer") from None
+    return clones
+
+
+def assemble(rootfs: Rootfs, clones: list[int], scratch: str, prepared: dict[str, int]) -> Scene:
+    """Mount the root below ``scratch`` (an empty directory) and return the scene for the steps that follow."""
+    size = f",size={rootfs.size}" if rootfs.size else ""
+    syscalls.mount("sandbox", scratch, "tmpfs", c.MS_NODEV, f"mode=0755{size}")
+    os.chdir(scratch)
+    for name in ("root", "empty"):
+        os.mkdir(name)
+    whole = rootfs.overlays[0].target == "/"
+    if not whole:
+        syscalls.mount("root", "root", None, c.MS_BIND)
+        _make_skeleton(rootfs.skeleton)
+    remaining = list(clones)
+    for number, overlay in enumerate(rootfs.overlays):
+        _mount_overlay(number, overlay, remaining)
+    root_fd = os.open("root", c.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    return Scene(root_fd, prepared, f"{scratch}/empty")
+
+
+def _make_skeleton(entries: tuple[tuple[str, int | str], ...]) -> None:
+    for path, what in entries:
+        if isinstance(what, str):
+            os.symlink(what, f"root{path}")
+        else:
+            os.mkdir(f"root{path}")
+            os.chmod(f"root{path}", what)
+
+
+def _mount_overlay(number: int, overlay: Overlay, clones: list[int]) -> None:
+    """Layers are named by short links, so that neither the option string's page nor its separators limit them."""
+    names = []
+    for position, layer in enumerate(overlay.layers):
+        name = f"{number}.{position}"
+        if clones:
+            os.mkdir(name)
+            fd = clones.pop(0)
+            syscalls.move_mount(fd, name, flags=c.MOVE_MOUNT_F_EMPTY_PATH)
+        else:
+            os.symlink(layer, name)
+        names.append(name)
+    upper, work = f"{number}.upper", f"{number}.work"
+    os.mkdir(upper)
+    os.mkdir(work)
+    lower = ":".join(reversed(names))
+    target = "root" + overlay.target.rstrip("/")
+    try:
+        syscalls.mount("overlay", target, "overlay", c.MS_NODEV,
+                       f"lowerdir={lower},upperdir={upper},workdir={work},userxattr")  # fmt: skip
+    except KernelError as error:
+        raise _explain_overlay(error, overlay) from None
+
+
+def _explain_overlay(error: KernelError, overlay: Overlay) -> Exception:
+    causes = {
+        errno.ENOENT: ("a layer is missing on disk", "pull or load the image again"),
+        errno.ENODEV: ("the kernel has no overlayfs", "load the module `overlay`"),
+        errno.EPERM: ("the kernel does not allow overlayfs in a user namespace", "use Linux 5.11 or newer"),
+        errno.ELOOP: ("the layers overlap each other", "keep the layers outside the directory that is mounted"),
+        errno.EINVAL: (
+            "overlayfs cannot stack on one of these file systems (an overlay of an overlay, NFS, a case-folding directory)",
+            "keep the image store on ext4, xfs, btrfs or tmpfs (SANDBOX_STORE)",
+        ),
+    }
+    cause, hint = causes.get(error.errno or 0, (None, None))
+    return Failure(operation="mount overlay on", object=overlay.target, errno=error.errno, cause=cause, hint=hint,
+                   detail=f"layers {', '.join(overlay.layers)}")  # fmt: skip
