@@ -10,6 +10,9 @@ import pytest
 
 CONFTEST = Path(__file__).parents[1] / "conftest.py"
 
+#: hypothesis imports all of itself at the end of a session, which takes longer than the session.
+PLAIN = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
@@ -25,7 +28,7 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.
 
 def outcomes(suite: pytest.Pytester, source: str) -> dict[str, int]:
     suite.makepyfile(source)
-    return suite.runpytest_inprocess("-p", "no:cacheprovider").parseoutcomes()
+    return suite.runpytest_inprocess(*PLAIN).parseoutcomes()
 
 
 GATED = "import pytest, gate\n@gate.requires({names})\ndef test(): pass"
@@ -76,7 +79,7 @@ def test_an_unknown_requirement_is_an_error(suite: pytest.Pytester) -> None:
     with pytest.raises(ValueError, match=r"requires\('moon'\): no such requirement; there are .*root"):
         gate.requires("here", "moon")
     suite.makepyfile("import pytest\n@pytest.mark.requires('moon')\ndef test(): pass")
-    result = suite.runpytest_inprocess("-p", "no:cacheprovider")
+    result = suite.runpytest_inprocess(*PLAIN)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*test: requires('moon'): no such requirement*"])
 
