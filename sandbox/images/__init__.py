@@ -1,0 +1,78 @@
+"""Images: what a reference like ``oci:./redis:7`` means, and the directories that its root file system is
+made of.
+
+:func:`resolve` is the way in. Importing this package loads nothing: the helper that unpacks layers lives in
+here too and must start fast, with the standard library alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sandbox.images.image import Image, UserFiles
+    from sandbox.images.references import Reference, parse
+    from sandbox.images.sources import (
+        Source,
+        known_transports,
+        register_source,
+        registered_transports,
+        unregister_source,
+    )
+    from sandbox.images.store import Store
+
+__all__ = [
+    "Image",
+    "Reference",
+    "Source",
+    "Store",
+    "UserFiles",
+    "known_transports",
+    "parse",
+    "register_source",
+    "registered_transports",
+    "resolve",
+    "unregister_source",
+]
+
+_HOME = {
+    "Image": "image",
+    "UserFiles": "image",
+    "Reference": "references",
+    "parse": "references",
+    "Store": "store",
+    "Source": "sources",
+    "known_transports": "sources",
+    "register_source": "sources",
+    "registered_transports": "sources",
+    "unregister_source": "sources",
+}
+
+
+def resolve(reference: str, *, store: Store | str | Path | None = None) -> Image:
+    """The image behind a reference, verified and unpacked.
+
+    :param reference: ``host``, ``dir:PATH``, ``oci:PATH[:TAG]``, ``oci-archive:PATH[:TAG]``,
+        ``docker-archive:PATH[:NAME]``, a path (``./rootfs``), or what a registered source knows
+    :param store: where unpacked layers are kept; by default this user's store, see :meth:`Store.default`
+    :raises ImageNotFound: there is no such image
+    :raises ImageVerificationError: a blob is not what its digest or size says
+    :raises ImageError: the reference or the image is bad; the message has the layer and the entry
+    """
+    from sandbox.images.references import parse
+    from sandbox.images.sources import find_source, registered_transports
+    from sandbox.images.store import Store
+
+    parsed = parse(reference, registered_transports())
+    place = store if isinstance(store, Store) else Store(store) if store is not None else Store.default()
+    return find_source(parsed.transport).resolve(parsed, place)
+
+
+def __getattr__(name: str) -> Any:
+    if (module := _HOME.get(name)) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)

@@ -1,0 +1,82 @@
+"""Images that are a directory: a root file system (``dir:PATH``), or a bare path, where what is there decides."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from sandbox.errors import ImageError, ImageNotFound
+from sandbox.images.config import empty_config
+from sandbox.images.image import Image
+from sandbox.linux.idmap import is_privileged
+
+if TYPE_CHECKING:
+    from sandbox.images.references import Reference
+    from sandbox.images.store import Store
+
+__all__ = ["resolve"]
+
+#: What a root file system has at least one of; a directory without any is most likely a mistyped path.
+_SIGNS_OF_A_ROOT = ("bin", "sbin", "usr", "etc", "lib", "nix", "proc", "dev", "init")
+
+
+def resolve(reference: Reference, store: Store) -> Image:
+    """``dir:PATH`` as one layer; for a bare path the transport that fits what is there.
+
+    :raises ImageNotFound: nothing is there
+    :raises ImageError: it is neither a root file system nor an OCI layout nor an image archive
+    """
+    path = Path(reference.path)
+    status = _status(reference, path)
+    if reference.transport == "path" and stat.S_ISREG(status.st_mode):
+        from sandbox.images import archive
+
+        return archive.resolve(reference, store)
+    if not stat.S_ISDIR(status.st_mode):
+        raise _error(reference, "not a directory", "write dir:PATH with the directory of a root file system")
+    if (path / "oci-layout").is_file():
+        return _layout(reference, store)
+    return _root(reference, path.resolve())
+
+
+def _layout(reference: Reference, store: Store) -> Image:
+    if reference.transport == "dir":
+        raise _error(reference, "this is an OCI image layout", f"write oci:{reference.path}[:TAG]")
+    from sandbox.images import layout
+
+    return layout.resolve(attrs.evolve(reference, transport="oci"), store)
+
+
+def _root(reference: Reference, path: Path) -> Image:
+    """One layer; files of a root file system made by root carry container ids, a user's own are the user's."""
+    if not any(os.path.lexists(path / name) for name in _SIGNS_OF_A_ROOT):
+        hint = f"a root file system has directories like {', '.join(_SIGNS_OF_A_ROOT[:4])}"
+        raise _error(reference, "this directory does not look like a root file system", hint)
+    return Image(reference.text, "dir", layers=(path,), config=empty_config(), id_mapped=is_privileged())
+
+
+def _status(reference: Reference, path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageNotFound(
+            operation="find image",
+            object=reference.text,
+            path=path,
+            errno=error.errno,
+            hint=f"relative paths start at the current directory, {Path.cwd()}"
+            if not path.is_absolute()
+            else None,
+        ) from error
+    except OSError as error:
+        raise ImageError(
+            operation="find image", object=reference.text, path=path, errno=error.errno
+        ) from error
+
+
+def _error(reference: Reference, detail: str, hint: str) -> ImageError:
+    return ImageError(detail, operation="open image", object=reference.text, path=reference.path, hint=hint)
