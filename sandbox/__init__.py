@@ -36,11 +36,15 @@ if TYPE_CHECKING:
     )
     from sandbox.models import (
         Container as Container,
+        IoLimit as IoLimit,
         Mount as Mount,
+        Percent as Percent,
         Pod as Pod,
         Resources as Resources,
         Security as Security,
         Volume as Volume,
+        as_pod as as_pod,
+        read_env_file as read_env_file,
     )
     from sandbox.pods import (
         LogRecord as LogRecord,
@@ -73,7 +77,10 @@ _NAMES_OF = {
         "NamespaceUnavailable", "PodStateError", "ReadinessTimeout", "SandboxError", "SetupError", "ShimDied",
         "ShimError", "SpecError", "TimeoutExpired", "UnsupportedFeature", "UserNotFound",
     ),
-    "models": ("Container", "Mount", "Pod", "Resources", "Security", "Volume"),
+    "models": (
+        "Container", "IoLimit", "Mount", "Percent", "Pod", "Resources", "Security", "Volume", "as_pod",
+        "read_env_file",
+    ),
     "pods": ("LogRecord", "Process", "Result", "RunningContainer", "RunningPod", "Stats", "run", "start"),
     "probes": ("All", "Any", "Exec", "Healthcheck", "Http", "Log", "Notify", "Port"),
 }  # fmt: skip
