@@ -317,7 +317,7 @@ class Pod:
         if self.network != "host":
             return
         owners: list[Pod | Container] = [self, *(c for c in self.containers if c.network is None)]
-        for owner, key in ((owner, key) for owner in owners for key in owner.sysctls):
+        for owner, key in ((item, key) for item in owners for key in item.sysctls):
             if key.startswith("net."):
                 detail = "would change the host, whose network this shares"
                 raise model_error(owner, "sysctls", key, detail)
