@@ -1,5 +1,4 @@
-"""Images: what a reference like ``oci:./redis:7`` means, and the directories that its root file system is
-made of.
+"""Images: what a reference like ``oci:./redis:7`` means, and the directories its root is made of.
 
 :func:`resolve` is the way in. Importing this package loads nothing: the helper that unpacks layers lives in
 here too and must start fast, with the standard library alone.

@@ -1,5 +1,4 @@
-"""Images in one file: ``oci-archive:PATH[:TAG]`` (a layout in a tar) and ``docker-archive:PATH[:NAME]``
-(docker save).
+"""Images in one file: ``oci-archive:PATH[:TAG]``, a layout in a tar, and ``docker-archive:PATH[:NAME]``.
 
 The archive is not unpacked: an index of it is made once, and blobs are read from where they are. One that is
 compressed as a whole is decompressed into an unnamed file of the store first.

@@ -6,7 +6,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, Self
 
 import attrs
 
@@ -118,7 +118,7 @@ class PlainLayer:
         except OSError as error:
             raise missing(blob.image, "layer", blob.digest or blob.diff_id, error) from error
 
-    def __enter__(self) -> PlainLayer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,7 +11,7 @@ import attrs
 from sandbox.images.merged import read_file
 
 if TYPE_CHECKING:
-    from sandbox.oci.image import ImageConfig
+    from sandbox.oci.image import ImageConfig  # noqa: TC004 - attrs does not evaluate annotations
 
 __all__ = ["Image", "UserFiles"]
 

@@ -1,12 +1,11 @@
-"""Unpack one layer into a directory, in the form overlayfs wants. Standard library and :mod:`sandbox.linux`
-only.
+"""Unpack one layer into a directory, in the form overlayfs wants.
 
-Runs in the helper process (:mod:`sandbox.images.unpack`), whose root directory already is the target, as
-root of the user namespace that the ids are meant for. The archive is not trusted: on top of that jail every
-directory is opened with openat2(2) ``RESOLVE_IN_ROOT``, and everything else is done by name relative to a
-directory descriptor and without following links. What the OCI image specification calls whiteouts ("Layer",
-section "Whiteouts") becomes what overlayfs has: a 0:0 character device, and ``user.overlay.opaque`` on
-opaque directories (mounts use ``userxattr``).
+Standard library and :mod:`sandbox.linux` only. Runs in the helper process (:mod:`sandbox.images.unpack`), whose
+root directory already is the target, as root of the user namespace that the ids are meant for. The archive is
+not trusted: on top of that jail every directory is opened with openat2(2) ``RESOLVE_IN_ROOT``, and everything
+else is done by name relative to a directory descriptor and without following links. What the OCI image
+specification calls whiteouts ("Layer", section "Whiteouts") becomes what overlayfs has: a 0:0 character device,
+and ``user.overlay.opaque`` on opaque directories (mounts use ``userxattr``).
 
 Decided here:
 
@@ -30,7 +29,6 @@ from typing import NamedTuple
 from sandbox.images import tar
 from sandbox.images.limits import Limits
 from sandbox.linux.constants import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
-from sandbox.linux.errors import KernelError
 from sandbox.linux.syscalls import openat2
 
 __all__ = ["EntryError", "Summary", "Unpacker"]

@@ -46,7 +46,7 @@ class Platform(NamedTuple):
 
 @cache
 def host_platform() -> Platform:
-    """This machine's platform."""
+    """The platform of this machine."""
     machine = os.uname().machine
     architecture, variant = _MACHINES.get(machine, (machine, ""))
     return Platform("linux", architecture, variant)

@@ -245,7 +245,7 @@ class Store:
             raise _layer_error(answer["error"], blob)
 
     def _start(self, verb: str, *arguments: str, lock: int = -1) -> subprocess.Popen[bytes]:
-        """Start the helper as whoever may give files the owners they need. It keeps the lock held as long as it lives."""
+        """Start the helper as whoever may give files the owners they need; it keeps the lock while it lives."""
         options: dict[str, Any] = {
             "stdin": subprocess.PIPE,
             "stdout": subprocess.PIPE,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from sandbox.images.limits import Limits
@@ -32,6 +32,7 @@ REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = (
 )
 _KNOWN_TYPES = frozenset(b"01234567S")
 _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK, _SPARSE, _VOLUME = b"x", b"g", b"L", b"K", b"S", b"V"
+_EXTENSIONS = frozenset(b"xgLKV")
 _NULL_BLOCK = bytes(BLOCK)
 #: Keys that a global header must not set: one value for every entry makes no sense, and readers disagree
 #: about it.
@@ -93,8 +94,46 @@ class Entry:
             self.device = (_number(block, 329, 8, "devmajor"), _number(block, 337, 8, "devminor"))
         if block[257:263] == b"ustar\0" and block[345]:
             self.name = _text(block, 345, 155) + b"/" + self.name
-        if self.type == b"\0" or self.type == b"7":
+        if self.type in (b"\0", b"7"):
             self.type = REGULAR
+
+
+class _Extended:
+    """What extended headers say about the entry that follows them."""
+
+    def __init__(self) -> None:
+        self.found = False
+        self.name: bytes | None = None
+        self.link: bytes | None = None
+        self._pax: dict[bytes, bytes] = {}
+        self._pieces: list[tuple[int, int]] = []
+
+    def take_records(self, content: bytes) -> None:
+        """A pax header; the repeated records of sparse format 0.0 are kept apart, in their order."""
+        offset = None
+        for key, value in _pax_records(content):
+            if key == b"GNU.sparse.offset":
+                offset = _decimal(value)
+            elif key == b"GNU.sparse.numbytes" and offset is not None:
+                self._pieces.append((offset, _decimal(value)))
+            else:
+                self._pax[key] = value
+
+    def apply(self, entry: Entry) -> None:
+        """Extended headers go before what the entry's own header says."""
+        if self.name is not None:
+            entry.name = self.name
+        if self.link is not None:
+            entry.link = self.link
+        for key, value in self._pax.items():
+            if key.startswith(b"SCHILY.xattr."):
+                entry.xattrs[key[13:]] = value
+            elif (field := _FIELDS.get(key)) is not None:
+                name, convert = field
+                setattr(entry, name, convert(value))
+        if entry.type == REGULAR and entry.sparse is None:
+            entry.sparse = _pax_sparse(self._pax, self._pieces)
+            entry.name = self._pax.get(b"GNU.sparse.name", entry.name)
 
 
 class TarStream:
@@ -135,37 +174,33 @@ class TarStream:
 
     def _next(self) -> Entry | None:
         """The next entry with the headers in front of it; ``None`` at the end of the archive."""
-        pax: dict[bytes, bytes] = {}
-        pieces: list[tuple[int, int]] = []
-        long_name = long_link = None
-        while True:
-            block = self._header()
-            if block is None:
-                if pax or long_name is not None or long_link is not None:
-                    raise BadArchive("the archive ends after an extended header")
-                return None
-            kind = block[156:157]
-            if kind == _PAX:
-                pax = self._pax(block, pieces)
-            elif kind == _PAX_GLOBAL:
-                self._check_global(self._pax(block, []))
-            elif kind == _LONG_NAME:
-                long_name = self._extension(block).split(b"\0", 1)[0]
-            elif kind == _LONG_LINK:
-                long_link = self._extension(block).split(b"\0", 1)[0]
-            elif kind == _VOLUME:
-                self._extension(block)
-            else:
-                break
-        entry = self._entry(block)
-        if long_name is not None:
-            entry.name = long_name
-        if long_link is not None:
-            entry.link = long_link
-        if pax:
-            self._apply(entry, pax, pieces)
-        self._begin(entry)
-        return entry
+        extended = _Extended()
+        while (block := self._header()) is not None:
+            if block[156] in _EXTENSIONS:
+                self._extend(extended, block)
+                continue
+            entry = self._entry(block)
+            if extended.found:
+                extended.apply(entry)
+            self._begin(entry)
+            return entry
+        if extended.found:
+            raise BadArchive("the archive ends after an extended header")
+        return None
+
+    def _extend(self, extended: _Extended, block: bytes) -> None:
+        """Take in a header that is about the entry after it."""
+        kind = block[156:157]
+        content = self._extension(block)
+        if kind == _PAX:
+            extended.take_records(content)
+        elif kind == _PAX_GLOBAL:
+            _check_global(content)
+        elif kind == _LONG_NAME:
+            extended.name = content.split(b"\0", 1)[0]
+        elif kind == _LONG_LINK:
+            extended.link = content.split(b"\0", 1)[0]
+        extended.found = extended.found or kind in (_PAX, _LONG_NAME, _LONG_LINK)
 
     def _entry(self, block: bytes) -> Entry:
         entry = Entry(block)
@@ -224,45 +259,6 @@ class TarStream:
         content = self._take(size)
         self._skip(-size % BLOCK)
         return content
-
-    def _pax(self, block: bytes, pieces: list[tuple[int, int]]) -> dict[bytes, bytes]:
-        """Records of a pax header; the repeated ones of sparse format 0.0 go into ``pieces``."""
-        records: dict[bytes, bytes] = {}
-        offset = None
-        for key, value in _pax_records(self._extension(block)):
-            if key == b"GNU.sparse.offset":
-                offset = _decimal(value)
-            elif key == b"GNU.sparse.numbytes" and offset is not None:
-                pieces.append((offset, _decimal(value)))
-            else:
-                records[key] = value
-        return records
-
-    def _check_global(self, records: dict[bytes, bytes]) -> None:
-        for key in records:
-            if key.startswith(_NEVER_GLOBAL):
-                raise BadArchive(f"a global header sets `{_show(key)}`")
-
-    def _apply(self, entry: Entry, pax: dict[bytes, bytes], pieces: list[tuple[int, int]]) -> None:
-        """What a pax header says goes before what the entry's own header says."""
-        for key, value in pax.items():
-            if key == b"path":
-                entry.name = value
-            elif key == b"linkpath":
-                entry.link = value
-            elif key == b"size":
-                entry.size = _decimal(value)
-            elif key == b"uid":
-                entry.uid = _decimal(value)
-            elif key == b"gid":
-                entry.gid = _decimal(value)
-            elif key == b"mtime":
-                entry.mtime_ns = _nanoseconds(value)
-            elif key.startswith(b"SCHILY.xattr."):
-                entry.xattrs[key[13:]] = value
-        if entry.type == REGULAR and entry.sparse is None:
-            entry.sparse = _pax_sparse(pax, pieces)
-            entry.name = pax.get(b"GNU.sparse.name", entry.name)
 
     # -- sparse files
     # ----------------------------------------------------------------------------------------------
@@ -354,6 +350,12 @@ class TarStream:
             pass
 
 
+def _check_global(content: bytes) -> None:
+    for key, _ in _pax_records(content):
+        if key.startswith(_NEVER_GLOBAL):
+            raise BadArchive(f"a global header sets `{_show(key)}`")
+
+
 def _text(block: bytes, start: int, length: int) -> bytes:
     return block[start : start + length].split(b"\0", 1)[0]
 
@@ -391,8 +393,19 @@ def _nanoseconds(value: bytes) -> int:
     return sign * (int(seconds) * 1_000_000_000 + int(fraction[:9].ljust(9, b"0")))
 
 
+#: Records of a pax header: the field each of them overrides, and how its value reads.
+_FIELDS: dict[bytes, tuple[str, Callable[[bytes], object]]] = {
+    b"path": ("name", bytes),
+    b"linkpath": ("link", bytes),
+    b"size": ("size", _decimal),
+    b"uid": ("uid", _decimal),
+    b"gid": ("gid", _decimal),
+    b"mtime": ("mtime_ns", _nanoseconds),
+}
+
+
 def _pax_records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """``length key=value\\n``, the length counting the whole record."""
+    r"""``length key=value\n``, the length counting the whole record."""
     position = 0
     while position < len(content):
         blank = content.find(b" ", position, position + 20)
