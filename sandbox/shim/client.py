@@ -1,0 +1,255 @@
+"""The client's side: starts a shim, asks it, and turns what it reports into the public errors."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sandbox.errors import SandboxError, ShimDied, ShimError
+from sandbox.linux.idmap import IdMap, host_map
+from sandbox.linux.syscalls import pidfd_open
+
+from . import protocol
+from .monitor import clean_up
+from .rundir import RuntimeDirectory, abandoned, shims
+
+_BOOT = "import sys; sys.path[:0] = [sys.argv[1]]; from sandbox.shim.monitor import main; main(sys.argv[2:])"
+#: Seconds a shim may take to end its pods when its client ends in peace; then it is killed, and they with it.
+_CLOSE_PATIENCE = 5.0
+
+
+class Conversation:
+    """One request and its answers."""
+
+    def __init__(self, shim: Shim, sock: socket.socket) -> None:
+        self._shim = shim
+        self._socket = sock
+
+    def fileno(self) -> int:
+        """For poll(2): readable when an answer is there."""
+        return self._socket.fileno()
+
+    def answer(self, timeout: float | None = None) -> tuple[dict[str, Any], list[int]]:
+        """The next answer and its descriptors. Raises what it reports, or :class:`TimeoutError`."""
+        if timeout is not None:
+            poller = select.poll()
+            poller.register(self._socket, select.POLLIN)
+            if not poller.poll(max(timeout, 0) * 1000):
+                raise TimeoutError
+        message, fds = protocol.receive(self._socket)
+        if message is None:
+            self.close()
+            raise self._shim.death()
+        if "error" in message:
+            self.close()
+            raise SandboxError.from_dict(message["error"])
+        return message, fds
+
+    def close(self) -> None:
+        """No more answers are wanted; the shim notices."""
+        self._socket.close()
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Shim:
+    """A connection to a shim: one that this process started, or another process's."""
+
+    def __init__(self, control: socket.socket, directory: RuntimeDirectory) -> None:
+        self._control = control
+        self.directory = directory
+        #: seccomp filters that the shim has been sent, by digest.
+        self.known_filters: set[str] = set()
+
+    @classmethod
+    def connect(cls, directory: RuntimeDirectory) -> Shim:
+        """Reach the shim of another process of this user. Raises :class:`OSError` if it is gone."""
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        directory_fd = os.open(directory.path, os.O_PATH | os.O_DIRECTORY)
+        try:
+            control.connect(f"/proc/self/fd/{directory_fd}/{os.path.basename(directory.socket)}")
+        except OSError:
+            control.close()
+            raise
+        finally:
+            os.close(directory_fd)
+        return cls(control, directory)
+
+    def ask(self, op: str, fields: Mapping[str, Any], fds: Sequence[int] = ()) -> Conversation:
+        """Send a request; safe from any thread."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            protocol.send(self._control, {"op": op, **fields}, [theirs.fileno(), *fds])
+        except (BrokenPipeError, ConnectionResetError):
+            ours.close()
+            raise self.death() from None
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return Conversation(self, ours)
+
+    def call(self, op: str, **fields: Any) -> dict[str, Any]:
+        """One request, one answer without descriptors."""
+        with self.ask(op, fields) as conversation:
+            return conversation.answer()[0]
+
+    def fetch(self, op: str, **fields: Any) -> int:
+        """One request, answered with one descriptor."""
+        with self.ask(op, fields) as conversation:
+            return conversation.answer()[1][0]
+
+    def death(self) -> ShimError:
+        """The error for a shim that no longer answers."""
+        return ShimDied("the process that holds the pods is gone, and every pod with it", operation="ask the shim")
+
+    def close(self) -> None:
+        """End the connection."""
+        self._control.close()
+
+
+class OwnShim(Shim):
+    """The shim of this process."""
+
+    def __init__(self) -> None:
+        directory, lock = RuntimeDirectory.create()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        super().__init__(ours, directory)
+        self._errors = os.memfd_create("sandbox-shim-stderr", os.MFD_CLOEXEC)
+        self.idmap = host_map()
+        try:
+            self._monitor = self._start_monitor(theirs, lock, self.idmap)
+        except OSError as error:
+            os.rmdir(directory.path)
+            raise ShimError("the helper process cannot be started", operation="start the shim", errno=error.errno) from error
+        finally:
+            theirs.close()
+            os.close(lock)
+        self._pid = os.getpid()
+        self.call("ping")
+
+    def _start_monitor(self, control: socket.socket, lock: int, idmap: IdMap) -> subprocess.Popen[bytes]:
+        library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        own_pidfd = pidfd_open(os.getpid())
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _BOOT, library, self.directory.path, str(own_pidfd),
+                 str(control.fileno()), json.dumps(idmap.to_json())],
+                stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors,
+                pass_fds=(control.fileno(), own_pidfd, lock), start_new_session=True,
+            )  # fmt: skip
+        finally:
+            os.close(own_pidfd)
+
+    @property
+    def usable(self) -> bool:
+        """False in a forked child (the pods are its parent's), and when the shim is gone."""
+        return self._pid == os.getpid() and self._monitor.poll() is None
+
+    def death(self) -> ShimError:
+        """With what it had to say: its error output is kept."""
+        status = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = self._monitor.wait(1.0)
+        said = os.pread(self._errors, 65536, 0).decode(errors="replace").strip()
+        reported = self._first_words()
+        if reported is not None:
+            return reported
+        return ShimDied(
+            "the process that holds the pods is gone, and every pod with it", operation="ask the shim",
+            exit_status=status, logs=said or None,
+        )  # fmt: skip
+
+    def _first_words(self) -> SandboxError | None:  # type: ignore[override]
+        """What a shim says that cannot even start."""
+        try:
+            self._control.setblocking(False)
+            message, _ = protocol.receive(self._control)
+        except OSError:
+            return None
+        return SandboxError.from_dict(message["error"]) if message and "error" in message else None
+
+    def close(self) -> None:
+        """End the shim and every pod; returns when they are gone."""
+        self._control.close()
+        if self._pid != os.getpid():
+            return
+        try:
+            self._monitor.wait(_CLOSE_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._monitor.kill()
+            self._monitor.wait()
+            clean_up(self.directory)
+        with contextlib.suppress(OSError):
+            os.close(self._errors)
+
+
+_lock = threading.Lock()
+_own: OwnShim | None = None
+
+
+def own_shim() -> OwnShim:
+    """The shim of this process; started at the first use, and anew after a fork or if it died."""
+    global _own  # noqa: PLW0603 - one per process is the point
+    with _lock:
+        if _own is None or not _own.usable:
+            sweep()
+            _own = OwnShim()
+        return _own
+
+
+def sweep() -> None:
+    """Remove what shims left behind that were killed together with everyone who would have cleaned up."""
+    for directory, lock in abandoned():
+        clean_up(directory)
+        os.close(lock)
+
+
+def running_shims() -> Iterator[Shim]:
+    """Connections to all shims of this user that answer."""
+    for directory in shims():
+        try:
+            shim = Shim.connect(directory)
+        except OSError:
+            continue
+        try:
+            yield shim
+        finally:
+            shim.close()
+
+
+def shutdown() -> None:
+    """End the shim of this process, if there is one."""
+    global _own  # noqa: PLW0603
+    with _lock:
+        if _own is not None:
+            _own.close()
+            _own = None
+
+
+def _after_fork() -> None:
+    global _lock, _own  # noqa: PLW0603
+    _lock = threading.Lock()
+    if _own is not None:
+        _own._control.close()  # noqa: SLF001 - our own: a child must not keep its parent's shim alive
+        _own = None
+
+
+atexit.register(shutdown)
+os.register_at_fork(after_in_child=_after_fork)
+__all__ = ["Conversation", "OwnShim", "Shim", "own_shim", "running_shims", "shutdown", "sweep", "time"]

@@ -1,0 +1,193 @@
+"""One container as the shim sees it: its processes, its streams, its state."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sandbox.linux import syscalls
+from sandbox.linux.cgroup import Cgroup
+from sandbox.runtime import init as engine_init
+from sandbox.runtime.failure import Failure
+from sandbox.runtime.native import Launch
+from sandbox.runtime.plan import Plan
+from sandbox.runtime.rootfs import Rootfs
+
+from .logs import DEFAULT_LIMIT, LogStore
+from .loop import Loop
+
+#: A fork bomb needs several rounds: what is born while the process list is read is found in the next.
+_KILL_ROUNDS = 1000
+
+
+class Child:
+    """A process that the shim started: a container's init, or an exec'd one. Reports launch and exit."""
+
+    def __init__(self, loop: Loop, launch: Launch, cgroup: Cgroup | None) -> None:
+        self.pid = launch.pid
+        self.pidfd = launch.pidfd
+        self.cgroup = cgroup
+        self.returncode: int | None = None
+        self.usage: dict[str, float] = {}
+        self.started = time.time()
+        self.finished: float | None = None
+        self.failure: Failure | None = None
+        self.terminal = -1
+        self._loop = loop
+        self._channel: socket.socket | None = launch.channel
+        self._on_running: Callable[[], None] = lambda: None
+        self._on_exit: Callable[[], None] = lambda: None
+        self._on_hooks: Callable[[str, socket.socket], None] = lambda _kind, _channel: None
+
+    def follow(
+        self,
+        on_running: Callable[[], None],
+        on_exit: Callable[[], None],
+        on_hooks: Callable[[str, socket.socket], None] = lambda _kind, _channel: None,
+    ) -> None:
+        """Call ``on_running`` when the program was executed, ``on_exit`` when the process has ended (in this order)."""
+        self._on_running, self._on_exit, self._on_hooks = on_running, on_exit, on_hooks
+        assert self._channel is not None
+        self._loop.watch(self._channel.fileno(), self._heard)
+        self._loop.watch(self.pidfd, self._exited)
+
+    @property
+    def launching(self) -> bool:
+        """True until the program was executed or failed to be."""
+        return self._channel is not None
+
+    def signal(self, number: int) -> None:
+        """Send a signal; nothing happens if it has ended."""
+        try:
+            syscalls.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError:
+            pass
+
+    def _heard(self, _events: int) -> None:
+        assert self._channel is not None
+        data, fds, _, _ = socket.recv_fds(self._channel, 65536, 1)
+        if not data:
+            self._close_channel()
+            if self.failure is None:
+                self._on_running()
+        elif fds:
+            self.terminal = fds[0]
+        elif data.startswith(b'{"hooks"'):
+            self._on_hooks(data.decode(), self._channel)
+        else:
+            self.failure = engine_init.failure_of(data)
+
+    def _close_channel(self) -> None:
+        if self._channel is not None:
+            self._loop.forget(self._channel.fileno())
+            self._channel.close()
+            self._channel = None
+
+    def _exited(self, _events: int) -> None:
+        while self._channel is not None:
+            self._heard(0)
+        _, status, usage = os.wait4(self.pid, 0)
+        self._loop.forget(self.pidfd)
+        os.close(self.pidfd)
+        self.returncode = os.waitstatus_to_exitcode(status)
+        self.finished = time.time()
+        self.usage = {"user": usage.ru_utime, "system": usage.ru_stime, "max_rss": usage.ru_maxrss * 1024}
+        self._on_exit()
+
+
+class Container:
+    """A container of a pod. The namespaces' descriptors stay open until it is removed, so its files stay readable."""
+
+    def __init__(self, pod_id: str, message: Mapping[str, Any], plan: Plan, rootfs: Rootfs) -> None:
+        self.pod_id = pod_id
+        self.name: str = message["name"]
+        self.plan = plan
+        self.spec: dict[str, Any] = message["spec"]
+        self.rootfs = rootfs
+        self.engine: str = message.get("engine") or "native"
+        self.restart_policy: str = message.get("restart") or "no"
+        self.logs = LogStore(message.get("log_size") or DEFAULT_LIMIT)
+        self.state = "creating"
+        self.child: Child | None = None
+        self.cgroup: Cgroup | None = None
+        self.execs: dict[int, Exec] = {}
+        self.exec_count = 0
+        self.restarts = 0
+        self.namespaces: dict[str, int] = {}
+        self.exit: dict[str, Any] | None = None
+        self.oom_seen = 0
+        self.stopping = False
+        self.drains: list[Callable[[], None]] = []
+        self.pending_logs: list[tuple[int, str]] = []
+        self.over_callbacks: list[Callable[[], Any]] = []
+        self.terminal = -1
+        self.log_terminal = False
+        self.logging_terminal = False
+        self.drop_pod: Callable[[], None] | None = None
+
+    @property
+    def resources(self) -> dict[str, Any]:
+        """The limits of its spec."""
+        return (self.spec.get("linux") or {}).get("resources") or {}
+
+    def oci_state(self) -> dict[str, Any]:
+        """The state document of the OCI runtime spec (runtime.md#state)."""
+        pid = self.child.pid if self.child and self.state == "running" else 0
+        return {
+            "ociVersion": self.spec.get("ociVersion", "1.2.0"), "id": f"{self.pod_id}-{self.name}",
+            "status": self.state, "pid": pid, "bundle": "/", "annotations": self.plan.annotations,
+        }  # fmt: skip
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Signal the container's init; SIGKILL takes everything in its process namespace along."""
+        if self.child is not None and self.child.returncode is None:
+            self.child.signal(number)
+
+
+class Exec:
+    """A process that was started in a running container."""
+
+    def __init__(self, number: int, container: Container, child: Child, mark: bool) -> None:
+        self.number = number
+        self.container = container
+        self.child = child
+        self.mark = mark
+
+    def kill_tree(self) -> None:
+        """SIGKILL the process and everything it started, also what has detached itself."""
+        if self.child.cgroup is not None and self.child.cgroup.kill():
+            return
+        if self.mark:
+            kill_marked(f"/proc/{self.child.pid}/ns/cgroup")
+        self.child.signal(signal.SIGKILL)
+
+
+def kill_marked(namespace: str) -> None:
+    """Kill every process in the cgroup namespace ``namespace`` until there is none left."""
+    try:
+        pinned = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        mark = os.fstat(pinned).st_ino
+        for _ in range(_KILL_ROUNDS):
+            found = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and _inode(pid) == mark]
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if not found:
+                return
+    finally:
+        os.close(pinned)
+
+
+def _inode(pid: str) -> int:
+    try:
+        return os.stat(f"/proc/{pid}/ns/cgroup").st_ino
+    except OSError:
+        return -1

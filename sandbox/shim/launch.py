@@ -1,0 +1,283 @@
+"""Starting containers and seeing them end: what happens between a request and its answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from sandbox.linux import constants as c, syscalls
+from sandbox.linux.cgroup import Cgroup
+from sandbox.runtime import external, hooks, native
+from sandbox.runtime.failure import Failure, describe
+
+from .answers import Answers
+from .container import Child, Container
+from .pod import Pod, World
+
+#: A container that keeps failing is restarted after 50 ms, then after twice as long each time, up to this many seconds.
+_LONGEST_BACKOFF = 5.0
+
+
+class Launcher:
+    """Starts containers, restarts them by their policy, and tells who wants to know when they are over."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._loop = world.loop
+
+    def start(
+        self, pod: Pod, container: Container, fds: list[int] | None, answers: Answers, *, keep_answers: bool
+    ) -> None:  # fmt: skip
+        """Start ``container`` of ``pod`` with the given standard streams, or with pipes into its log."""
+        container.cgroup = pod.container_cgroup(container.name, container.resources)
+        pod.containers[container.name] = container
+        try:
+            self._launch(pod, container, fds, _Starter(answers, keep_answers))
+        except BaseException:
+            del pod.containers[container.name]
+            self.discard(container)
+            if container.cgroup is not None:
+                container.cgroup.remove()
+            raise
+
+    def is_over(self, container: Container) -> bool:
+        """True once it has ended and will not be restarted."""
+        return container.state == "stopped"
+
+    def when_over(self, container: Container, callback: Callable[[], Any]) -> None:
+        """Call back once it is over; not called if it is already."""
+        container.over_callbacks.append(callback)
+
+    def not_when_over(self, container: Container, callback: Callable[[], Any]) -> None:
+        """Take that back."""
+        with contextlib.suppress(ValueError):
+            container.over_callbacks.remove(callback)
+
+    def discard(self, container: Container) -> None:
+        """Forget a container that is over."""
+        for fd in container.namespaces.values():
+            os.close(fd)
+        container.namespaces = {}
+        if container.terminal >= 0 and not container.logging_terminal:
+            os.close(container.terminal)
+            container.terminal = -1
+
+    def exec_child(self, launch: native.Launch, cgroup: Cgroup | None) -> Child:
+        """A child for a process that was started in a running container."""
+        return Child(self._loop, launch, cgroup)
+
+    # -- launch ---------------------------------------------------------------------------------------------------
+
+    def _launch(self, pod: Pod, container: Container, fds: list[int] | None, starter: _Starter) -> None:
+        main = container.cgroup.child("main").v2_only() if container.cgroup else None
+        if main is not None:
+            main.create()
+        where = Cgroup(main.v2, container.cgroup.v1) if main and container.cgroup else None
+        with contextlib.ExitStack() as stack:
+            stdio = fds[:3] if fds is not None else self._log_streams(container, stack)
+            launch = self._engine_start(pod, container, stdio, where, stack)
+        child = Child(self._loop, launch, where)
+        container.child = child
+        self._adopt(pod, container, launch.pid)
+        for read_end, stream in container.pending_logs:
+            container.drains.append(container.logs.attach(self._loop, read_end, stream))
+        container.pending_logs = []
+        child.follow(
+            lambda: self._running(container, starter),
+            lambda: self._exited(pod, container, starter),
+            lambda request, channel: self._run_hooks(container, request, channel),
+        )
+
+    def _engine_start(
+        self, pod: Pod, container: Container, stdio: list[int], where: Cgroup | None, stack: contextlib.ExitStack
+    ) -> native.Launch:  # fmt: skip
+        directory = where.open_directory() if where else -1
+        tasks = where.open_v1_tasks() if where else ()
+        for fd in (*tasks, *((directory,) if directory >= 0 else ())):
+            stack.callback(os.close, fd)
+        start = native.start if container.engine == "native" else external.engine(container.engine).start
+        return start(
+            container.plan, container.rootfs, idmap=self._world.idmap, userns_fd=self._world.userns_fd,
+            pod=pod.namespaces, stdio=stdio, placement=native.Placement(directory, tasks),
+            scratch=f"{self._world.space}/scratch", state=container.oci_state() | {"spec": container.spec},
+        )  # fmt: skip
+
+    @staticmethod
+    def _log_streams(container: Container, stack: contextlib.ExitStack) -> list[int]:
+        """/dev/null, and two pipes whose other ends go into the log."""
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        stack.callback(os.close, null)
+        if container.plan.program.terminal:
+            return [null, null, null]
+        streams = [null]
+        for stream in ("stdout", "stderr"):
+            read_end, write_end = os.pipe()
+            stack.callback(os.close, write_end)
+            # A program may open /dev/stdout by name, as whatever user it runs.
+            os.fchmod(write_end, 0o666)
+            container.pending_logs.append((read_end, stream))
+            streams.append(write_end)
+        return streams
+
+    @staticmethod
+    def _adopt(pod: Pod, container: Container, pid: int) -> None:
+        """Open the namespaces while the process is known to exist."""
+        if pod.namespaces is None:
+            pod.adopt_namespaces(pid, container.plan.namespaces)
+        container.namespaces = {
+            kind: os.open(f"/proc/{pid}/ns/{c.NAMESPACES[kind][1]}", os.O_RDONLY | os.O_CLOEXEC)
+            for kind in ("user", "pid", "mount")
+        }
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def _running(self, container: Container, starter: _Starter) -> None:
+        child = container.child
+        assert child is not None
+        container.state = "running"
+        if child.terminal >= 0:
+            if container.log_terminal:
+                container.drains.append(container.logs.attach(self._loop, child.terminal, "stdout"))
+                container.logging_terminal = True
+            else:
+                container.terminal = child.terminal
+        if "poststart" in container.plan.hooks:
+            self._spawn_hooks(container, "poststart", lambda _failure: None)
+        starter.started(child.pid, container.terminal)
+
+    def _exited(self, pod: Pod, container: Container, starter: _Starter) -> None:
+        child = container.child
+        assert child is not None
+        for drain in container.drains:
+            drain()
+        container.drains = []
+        if child.failure is not None or container.state == "creating" and not container.restarts:
+            self._failed(pod, container, starter, child.failure or _vanished(child))
+            return
+        self._collect(container, child)
+        if self._may_restart(container, child.returncode or 0):
+            container.state = "creating"
+            container.restarts += 1
+            delay = min(0.05 * 2 ** (container.restarts - 1), _LONGEST_BACKOFF)
+            self._loop.later(delay, lambda: self._restart(pod, container))
+            return
+        self._over(container)
+
+    def _failed(self, pod: Pod, container: Container, starter: _Starter, failure: Failure) -> None:
+        container.exit = {"event": "exited", "returncode": None, "error": failure.facts}
+        self._over(container)
+        starter.failed(failure)
+        if pod.containers.get(container.name) is container and not pod.removing:
+            del pod.containers[container.name]
+            self.discard(container)
+            if container.cgroup is not None:
+                container.cgroup.remove()
+            if container.drop_pod is not None:
+                container.drop_pod()
+
+    def _over(self, container: Container) -> None:
+        if "poststop" in container.plan.hooks:
+            self._spawn_hooks(container, "poststop", lambda _failure: None)
+        container.state = "stopped"
+        container.logs.seal()
+        callbacks, container.over_callbacks = container.over_callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def _collect(self, container: Container, child: Child) -> None:
+        usage: dict[str, float] = dict(child.usage)
+        kills = 0
+        if container.cgroup is not None:
+            usage |= container.cgroup.statistics()
+            kills = container.cgroup.oom_kills()
+        container.exit = {
+            "event": "exited", "returncode": child.returncode, "started": child.started, "finished": child.finished,
+            "usage": usage, "oom_killed": kills > 0, "oom_kills": kills, "restarts": container.restarts,
+        }  # fmt: skip
+
+    @staticmethod
+    def _may_restart(container: Container, returncode: int) -> bool:
+        policy, _, most = container.restart_policy.partition(":")
+        if container.stopping or policy == "no":
+            return False
+        if policy == "on-failure":
+            return returncode != 0 and (not most or container.restarts < int(most))
+        return True
+
+    def _restart(self, pod: Pod, container: Container) -> None:
+        if container.stopping:
+            self._over(container)
+            return
+        self.discard(container)
+        try:
+            self._launch(pod, container, None, _Starter(None, keep=False))
+        except (Failure, OSError) as error:
+            container.exit = {"event": "exited", "returncode": None, "error": describe(error, "restart")}
+            self._over(container)
+
+    # -- hooks ----------------------------------------------------------------------------------------------------
+
+    def _run_hooks(self, container: Container, request: str, channel: socket.socket) -> None:
+        kind = json.loads(request)["hooks"]
+
+        def done(failure: bytes) -> None:
+            with contextlib.suppress(OSError):
+                channel.send(failure or b"ok")
+
+        self._spawn_hooks(container, kind, done)
+
+    def _spawn_hooks(self, container: Container, kind: str, done: Callable[[bytes], None]) -> None:
+        """Hooks may take their time, so a process of their own runs them, outside the container."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        state = container.oci_state()
+        pid, pidfd = syscalls.clone3(0, signal.SIGCHLD)
+        if pid == 0:
+            _hooks_process(container.plan.hooks[kind], kind, state, theirs)
+        theirs.close()
+
+        def heard(_events: int) -> None:
+            failure = ours.recv(65536)
+            self._loop.forget(ours.fileno())
+            ours.close()
+            os.waitpid(pid, 0)
+            os.close(pidfd)
+            done(failure)
+
+        self._loop.watch(ours.fileno(), heard)
+
+
+def _hooks_process(rows: list[dict[str, Any]], kind: str, state: dict[str, Any], answer: socket.socket) -> None:
+    try:
+        hooks.run(rows, kind, state)
+    except BaseException as error:
+        answer.send(json.dumps({"error": describe(error, f"run the {kind} hooks")}).encode())
+    finally:
+        os._exit(0)
+
+
+def _vanished(child: Child) -> Failure:
+    return Failure(operation="start the process", detail=f"it ended before its program was executed ({child.returncode})")
+
+
+class _Starter:
+    """The request that started a container, answered once it runs or cannot."""
+
+    def __init__(self, answers: Answers | None, keep: bool) -> None:
+        self._answers, self._keep = answers, keep
+
+    def started(self, pid: int, terminal: int) -> None:
+        """The program was executed."""
+        if self._answers is None:
+            return
+        send = self._answers.send if self._keep else self._answers.finish
+        send({"event": "started", "pid": pid}, [terminal] if terminal >= 0 else [])
+
+    def failed(self, failure: Failure) -> None:
+        """It was not."""
+        if self._answers is not None:
+            self._answers.finish({"error": failure.facts})

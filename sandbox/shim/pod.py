@@ -1,0 +1,203 @@
+"""A pod as the shim sees it: shared namespaces, a cgroup, volumes, containers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sandbox.linux import constants as c, syscalls
+from sandbox.linux.cgroup import Cgroup, write
+from sandbox.linux.errors import KernelError
+from sandbox.linux.idmap import IdMap
+from sandbox.runtime import hostimage, limits, rootfs as roots
+from sandbox.runtime.failure import Failure
+from sandbox.runtime.native import POD_NAMESPACES
+
+from .container import Container
+from .loop import Loop
+
+
+class World:
+    """What all pods of a shim have in common."""
+
+    def __init__(
+        self, *, loop: Loop, space: str, idmap: IdMap, soft_files: int, privileged: bool, userns_fd: int,
+        own_pidns_fd: int, own_netns_fd: int,
+    ) -> None:  # fmt: skip
+        self.loop = loop
+        self.space = space
+        self.idmap = idmap
+        self.soft_files = soft_files
+        self.privileged = privileged
+        self.userns_fd = userns_fd
+        self.own_pidns_fd = own_pidns_fd
+        self.own_netns_fd = own_netns_fd
+        self._host_root: roots.Rootfs | None = None
+
+    def rootfs(self, document: Mapping[str, Any]) -> roots.Rootfs:
+        """The description in a request; the host's root is made the first time someone asks for it."""
+        if document.get("kind") != "host":
+            return roots.parse(document)
+        if self._host_root is None:
+            skeleton = f"{self.space}/host"
+            os.mkdir(skeleton, 0o711)
+            self._host_root = hostimage.build(skeleton, self.idmap.root)
+        return self._host_root._replace(size=document.get("size"))
+
+    @contextlib.contextmanager
+    def in_network(self, netns_fd: int | None) -> Iterator[None]:
+        """The shim itself in another network namespace, for as long as it takes to make a socket there."""
+        if netns_fd is None:
+            yield
+            return
+        syscalls.setns(netns_fd, c.CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            syscalls.setns(self.own_netns_fd, c.CLONE_NEWNET)
+
+
+class Pod:
+    """One pod."""
+
+    def __init__(self, world: World, document: Mapping[str, Any]) -> None:
+        self.id: str = document["id"]
+        _check_name(self.id)
+        self.meta: dict[str, Any] = dict(document.get("meta") or {})
+        self.created = time.time()
+        self.containers: dict[str, Container] = {}
+        self.namespaces: dict[str, int] | None = None
+        self.best_effort = bool(document.get("best_effort"))
+        self.unenforced: list[dict[str, Any]] = []
+        self.removing = False
+        self.helpers: list[tuple[int, int]] = []
+        self._world = world
+        self._volumes: list[str] = []
+        self.cgroup, self._controllers = self._make_cgroup(document.get("cgroup"), document.get("resources") or {})
+        try:
+            for volume in document.get("volumes") or ():
+                self._make_volume(volume)
+        except BaseException:
+            self.release()
+            raise
+
+    def _make_cgroup(self, grant: Mapping[str, Any] | None, resources: Mapping[str, Any]) -> tuple[Cgroup | None, set[str]]:
+        if grant is None:
+            self.apply(None, resources)
+            return None, set()
+        cgroup = Cgroup(grant.get("v2"), dict(grant.get("v1") or {}))
+        cgroup.create()
+        controllers = set(grant.get("controllers") or ())
+        try:
+            self._controllers = controllers
+            self.apply(cgroup, resources)
+            cgroup.enable(controllers)
+        except BaseException:
+            cgroup.remove()
+            raise
+        return cgroup, controllers
+
+    def apply(self, cgroup: Cgroup | None, resources: Mapping[str, Any]) -> None:
+        """Set limits on a cgroup of this pod. What cannot be enforced is an error, or noted if best effort is enough."""
+        v1 = set(cgroup.v1) if cgroup else set()
+        v2 = self._controllers if cgroup else set()
+        for member in resources:
+            try:
+                for setting in limits.settings({member: resources[member]}, v1, v2):
+                    assert cgroup is not None
+                    _write_setting(cgroup, setting)
+            except Failure as failure:
+                if not (self.best_effort and failure.facts["type"] == "LimitNotEnforceable"):
+                    raise
+                self.unenforced.append(failure.facts)
+
+    def container_cgroup(self, name: str, resources: Mapping[str, Any]) -> Cgroup | None:
+        """A cgroup for a container of this pod, limits set, with a leaf ``main`` for its init."""
+        if self.cgroup is None:
+            self.apply(None, resources)
+            return None
+        cgroup = self.cgroup.child(name)
+        cgroup.create()
+        try:
+            self.apply(cgroup, resources)
+        except BaseException:
+            cgroup.remove()
+            raise
+        return cgroup
+
+    def adopt_namespaces(self, pid: int, kinds: Mapping[str, str | None]) -> None:
+        """Keep the namespaces that the pod's first container made, for the others and for the pod's sockets."""
+        self.namespaces = {
+            kind: os.open(f"/proc/{pid}/ns/{c.NAMESPACES[kind][1]}", os.O_RDONLY | os.O_CLOEXEC)
+            for kind in POD_NAMESPACES
+            if kind in kinds
+        }
+
+    @property
+    def netns_fd(self) -> int | None:
+        """The pod's network namespace; None if it is the host's."""
+        if self.namespaces is None:
+            raise Failure("PodStateError", operation="reach the network of pod", object=self.id,
+                          detail="none of its containers was started yet")  # fmt: skip
+        return self.namespaces.get("network")
+
+    def socket(self, family: int, kind: int, protocol: int) -> socket.socket:
+        """A socket in the pod's network."""
+        with self._world.in_network(self.netns_fd):
+            return socket.socket(family, kind, protocol)
+
+    def _make_volume(self, volume: Mapping[str, Any]) -> None:
+        """A tmpfs that its containers share, like Kubernetes' emptyDir: mode 0777, gone with the pod."""
+        _check_name(volume["name"])
+        path = f"{self._world.space}/pods/{self.id}/volumes/{volume['name']}"
+        os.makedirs(path, 0o711)
+        uid, gid = self._world.idmap.root
+        size = f",size={volume['size']}" if volume.get("size") else ""
+        syscalls.mount("volume", path, "tmpfs", c.MS_NOSUID | c.MS_NODEV, f"mode=0777,uid={uid},gid={gid}{size}")
+        self._volumes.append(path)
+
+    def release(self) -> None:
+        """Give back everything; no process of the pod is left when this is called."""
+        for pid, pidfd in self.helpers:
+            with contextlib.suppress(OSError):
+                syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+            os.close(pidfd)
+        self.helpers.clear()
+        for fd in (self.namespaces or {}).values():
+            os.close(fd)
+        self.namespaces = None
+        for path in self._volumes:
+            syscalls.umount(path, c.MNT_DETACH)
+            os.rmdir(path)
+        if self._volumes:
+            os.rmdir(os.path.dirname(self._volumes[0]))
+            os.rmdir(f"{self._world.space}/pods/{self.id}")
+            self._volumes.clear()
+        if self.cgroup is not None:
+            self.cgroup.remove()
+
+
+def _write_setting(cgroup: Cgroup, setting: limits.Setting) -> None:
+    directory = cgroup.v1[setting.controller] if setting.version == 1 else cgroup.v2
+    try:
+        write(f"{directory}/{setting.file}", setting.value)
+    except KernelError as error:
+        if setting.file == "memory.oom.group":
+            return  # only says explicitly what is the default; kernels before 4.19 do not have it
+        raise limits.not_enforceable(
+            setting.controller, f"{setting.file}={setting.value}", f"the kernel refused it: {error.strerror}"
+        ) from None  # fmt: skip
+
+
+def _check_name(name: str) -> None:
+    """Names become parts of paths and cgroups."""
+    if not name or len(name) > 128 or name.startswith((".", "-")) or not all(ch.isalnum() or ch in "-_." for ch in name):
+        raise Failure("SpecError", operation="use the name", object=str(name)[:200],
+                      detail="letters, digits, `-`, `_` and `.` only, at most 128, not starting with `.` or `-`")  # fmt: skip

@@ -1,0 +1,390 @@
+"""The operations of the shim, on pods and their containers. Requests are documented at each method."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import select
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sandbox.linux.cgroup import Cgroup
+from sandbox.runtime import native, plan as plans, process
+from sandbox.runtime.failure import Failure
+
+from . import files, forward
+from .answers import Answers
+from .container import Container, Exec
+from .launch import Launcher
+from .pod import Pod, World
+
+Message = dict[str, Any]
+Operation = Callable[[Message, list[int], Answers], None]
+
+
+class Pods:
+    """All pods of a shim."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._loop = world.loop
+        self._pods: dict[str, Pod] = {}
+        self._filters: dict[str, bytes] = {}
+        self._launcher = Launcher(world)
+
+    def operations(self) -> dict[str, Operation]:
+        """The requests that are understood."""
+        return {
+            "pod.create": self._create,
+            "pod.remove": self._remove,
+            "pod.list": self._list,
+            "pod.socket": self._socket,
+            "pod.publish": self._publish,
+            "container.start": self._start,
+            "container.wait": self._wait,
+            "container.signal": self._signal,
+            "container.freeze": self._freeze,
+            "container.stats": self._stats,
+            "container.logs": self._logs,
+            "container.files": self._files,
+            "container.exec": self._exec,
+            "exec.signal": self._exec_signal,
+        }
+
+    def close_all(self, done: Callable[[], None]) -> None:
+        """Remove every pod, then call ``done``."""
+        for pod in list(self._pods.values()):
+            self._take_down(pod, lambda: self._pods or done())
+        if not self._pods:
+            done()
+
+    # -- pods -----------------------------------------------------------------------------------------------------
+
+    def _create(self, message: Message, _fds: list[int], answers: Answers) -> None:
+        """``{"pod": {"id", "cgroup", "resources", "volumes", "meta", "best_effort"}}`` → created."""
+        pod = self._make_pod(message["pod"])
+        answers.finish({"event": "created", "unenforced": pod.unenforced})
+
+    def _make_pod(self, document: Message) -> Pod:
+        if document["id"] in self._pods:
+            raise Failure("PodStateError", operation="create pod", object=document["id"], detail="it exists already")
+        pod = Pod(self._world, document)
+        self._pods[pod.id] = pod
+        return pod
+
+    def _pod(self, message: Message) -> Pod:
+        pod = self._pods.get(message["pod"])
+        if pod is None:
+            raise Failure("PodStateError", operation="find pod", object=str(message["pod"]), detail="there is no such pod")
+        return pod
+
+    def _container(self, message: Message) -> Container:
+        container = self._pod(message).containers.get(message["container"])
+        if container is None:
+            raise Failure("PodStateError", operation="find container", object=str(message["container"]),
+                          detail=f"there is none of this name in pod {message['pod']}")  # fmt: skip
+        return container
+
+    def _running(self, message: Message) -> Container:
+        container = self._container(message)
+        if container.state != "running":
+            raise Failure("PodStateError", operation=str(message["op"]), object=container.name, state=container.state)
+        return container
+
+    def _remove(self, message: Message, _fds: list[int], answers: Answers) -> None:
+        """``{"pod"}``: kill everything in the pod; answers when all of it is gone."""
+        self._take_down(self._pod(message), lambda: answers.finish({"event": "removed"}))
+
+    def _take_down(self, pod: Pod, done: Callable[[], None]) -> None:
+        pod.removing = True
+        for container in pod.containers.values():
+            container.stopping = True
+            container.kill()
+
+        def look() -> None:
+            if any(not self._launcher.is_over(container) for container in pod.containers.values()):
+                return
+            if self._pods.pop(pod.id, None) is not None:
+                for container in pod.containers.values():
+                    self._launcher.discard(container)
+                pod.release()
+                done()
+
+        for container in pod.containers.values():
+            self._launcher.when_over(container, look)
+        look()
+
+    def _list(self, _message: Message, _fds: list[int], answers: Answers) -> None:
+        """``{}`` → every pod with its containers and their states."""
+        answers.finish({"pods": [
+            {"id": pod.id, "created": pod.created, "meta": pod.meta, "containers": [_summary(x) for x in pod.containers.values()]}
+            for pod in self._pods.values()
+        ]})  # fmt: skip
+
+    def _socket(self, message: Message, _fds: list[int], answers: Answers) -> None:
+        """``{"pod", "family", "type", "protocol", "bind"}`` → a socket made in the pod's network."""
+        with self._pod(message).socket(message["family"], message["type"], message["protocol"]) as sock:
+            if message.get("bind") is not None:
+                sock.bind(message["bind"].encode("latin-1"))
+            answers.finish({"event": "socket"}, [sock.fileno()])
+
+    def _publish(self, message: Message, _fds: list[int], answers: Answers) -> None:
+        """``{"pod", "port", "host", "host_port"}`` → the address on the host that leads to the pod's port."""
+        pod = self._pod(message)
+        pid, pidfd, address = forward.start(
+            message["host"], message["host_port"], message["port"], pod.netns_fd
+        )  # fmt: skip
+        pod.helpers.append((pid, pidfd))
+        answers.finish({"event": "published", "host": address[0], "port": address[1]})
+
+    # -- containers -----------------------------------------------------------------------------------------------
+
+    def _start(self, message: Message, fds: list[int], answers: Answers) -> None:
+        """``{"pod": id or pod document, "name", "spec", "rootfs", "seccomp", "stdio": "log" | "fds", …}``.
+
+        Answers ``started`` when the program was executed, with the terminal's master side if it has one. With
+        ``"wait"`` a second answer ``exited`` follows, and with ``"remove"`` the pod is gone by then.
+        """
+        inline = isinstance(message["pod"], dict)
+        pod = self._make_pod(message["pod"]) if inline else self._pod(message)
+        try:
+            container = self._make_container(pod, message, fds, answers)
+        except BaseException:
+            if inline and not pod.containers:
+                self._take_down(pod, lambda: None)
+            raise
+        if message.get("remove"):
+            answers.on_gone(lambda: self._take_down(pod, answers.close))
+        container.drop_pod = (lambda: self._take_down(pod, lambda: None)) if inline else None
+
+    def _make_container(self, pod: Pod, message: Message, fds: list[int], answers: Answers) -> Container:
+        name = message["name"]
+        if pod.removing or name in pod.containers:
+            raise Failure("PodStateError", operation="start container", object=name,
+                          detail="the pod is being removed" if pod.removing else "it exists already")  # fmt: skip
+        plan = plans.build(message["spec"], self._filter(message), init=bool(message.get("init")))
+        container = Container(pod.id, message, plan, self._world.rootfs(message["rootfs"]))
+        container.log_terminal = message.get("stdio") != "fds"
+
+        def over() -> None:
+            if message.get("wait"):
+                if message.get("remove"):
+                    self._take_down(pod, lambda: answers.finish(container.exit or {}))
+                else:
+                    answers.finish(container.exit or {})
+
+        self._launcher.start(pod, container, fds if message.get("stdio") == "fds" else None, answers,
+                             keep_answers=bool(message.get("wait")))  # fmt: skip
+        if message.get("wait"):
+            self._launcher.when_over(container, over)
+        return container
+
+    def _filter(self, message: Message) -> bytes:
+        """The compiled seccomp filter: sent once, referred to by its digest from then on."""
+        digest = message.get("seccomp")
+        if not digest:
+            return b""
+        if message.get("seccomp_program"):
+            self._filters[digest] = base64.b64decode(message["seccomp_program"])
+        if digest not in self._filters:
+            raise Failure("ShimError", operation="start container", detail="seccomp filter unknown", digest=digest)
+        return self._filters[digest]
+
+    def _wait(self, message: Message, _fds: list[int], answers: Answers) -> None:
+        """``{"pod", "container"}`` → exited, when it has."""
+        container = self._container(message)
+        if self._launcher.is_over(container):
+            answers.finish(container.exit or {})
+            return
+
+        def over() -> None:
+            answers.finish(container.exit or {})
+
+        self._launcher.when_over(container, over)
+        answers.on_gone(lambda: (self._launcher.not_when_over(container, over), answers.close())[1])
+
+    def _signal(self, message: Message, _fds: list[int], answers: Answers) -> None:
+        """``{"pod", "container", "signal", "stopping"}``: signal the container's init."""
+        container = self._container(message)
+        if message.get("stopping"):
+            container.stopping = True
+        if container.state == "running":
+            container.kill(int(message["signal"]))
+        elif not message.get("stopping"):
+            raise Failure("PodStateError", operation="signal", object=container.name, state=container.state)
+        answers.finish({"event": "signalled"})
+
+    def _freeze(self, message: Message, _fds: list[int], answers: Answers) -> None:
+        """``{"pod", "container", "frozen": bool}``; answers when every process has stopped, or goes on."""
+        container, wanted = self._running(message), bool(message["frozen"])
+        cgroup = container.cgroup
+        if cgroup is None or cgroup.v2 is None:
+            raise Failure("UnsupportedFeature", operation="freeze", object=container.name, feature="cgroup2 freezer",
+                          cause="the container is in no cgroup of its own",
+                          hint="run as root or with a delegated cgroup (see `sandbox doctor`)")  # fmt: skip
+        cgroup.freeze(wanted)
+        events = os.open(f"{cgroup.v2}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+
+        def look(_events: int = 0) -> None:
+            if cgroup.frozen() == wanted or container.state != "running":
+                self._loop.forget(events)
+                os.close(events)
+                answers.finish({"event": "frozen" if wanted else "thawed"})
+            else:
+                os.pread(events, 1, 0)  # arms the next notification
+
+        self._loop.watch(events, look, select.EPOLLPRI)
+        look()
+
+    def _stats(self, message: Message, _fds: list[int], answers: Answers) -> None:
+        """``{"pod", "container"}`` → usage numbers of the container's cgroup."""
+        container = self._container(message)
+        if container.cgroup is None:
+            raise Failure("UnsupportedFeature", operation="read statistics of", object=container.name,
+                          feature="cgroup", cause="the container is in no cgroup of its own",
+                          hint="run as root or with a delegated cgroup (see `sandbox doctor`)")  # fmt: skip
+        pressure = {name: container.cgroup.pressure(name) for name in ("cpu", "memory", "io")}
+        answers.finish({"stats": container.cgroup.statistics(), "pressure": pressure,
+                        "oom_kills": container.cgroup.oom_kills()})  # fmt: skip
+
+    def _logs(self, message: Message, _fds: list[int], answers: Answers) -> None:
+        """``{"pod", "container", "follow", "since"}`` → chunks ``[number, time, stream, latin-1 text]``, then the end."""
+        store = self._container(message).logs
+        position = int(message.get("since") or 0)
+        if not message.get("follow"):
+            answers.finish({"chunks": _chunks(store.since(position)), "dropped": store.dropped, "next": store.next_number})
+            return
+
+        def stop() -> None:
+            with contextlib.suppress(ValueError):
+                store.unlisten(advance)
+            answers.close()
+
+        def advance() -> None:
+            nonlocal position
+            fresh = store.since(position)
+            if fresh and not answers.send({"chunks": _chunks(fresh), "dropped": store.dropped}):
+                answers.when_writable(advance, stop)
+                return
+            position = store.next_number
+            if store.finished:
+                answers.send({"event": "end"})
+                stop()
+
+        store.listen(advance)
+        answers.on_gone(stop)
+        advance()
+
+    def _files(self, message: Message, _fds: list[int], answers: Answers) -> None:
+        """``{"pod", "container"}`` → a socket to an agent that has the container's files (:mod:`.files`)."""
+        container = self._container(message)
+        if not container.namespaces:
+            raise Failure("PodStateError", operation="reach the files of", object=container.name, state=container.state)
+        pid, pidfd, sock = files.start(container.namespaces)
+        self._pod(message).helpers.append((pid, pidfd))
+        with sock:
+            answers.finish({"event": "files"}, [sock.fileno()])
+
+    # -- processes in containers ----------------------------------------------------------------------------------
+
+    def _exec(self, message: Message, fds: list[int], answers: Answers) -> None:
+        """``{"pod", "container", "process", "user", "seccomp", "lease"}`` and three descriptors.
+
+        Answers ``started``, then ``exited``. With ``"lease"`` the process and all it started is killed when the asker
+        closes its end.
+        """
+        container = self._running(message)
+        program = process.parse(message["process"], container.spec.get("linux") or {}, self._filter(message))
+        container.exec_count += 1
+        number = container.exec_count
+        cgroup = self._exec_cgroup(container, number)
+        mark = cgroup is None or cgroup.v2 is None
+        with contextlib.ExitStack() as stack:
+            launch = native.execute(
+                program, message.get("user"), pidns_fd=container.namespaces["pid"], own_pidns_fd=self._world.own_pidns_fd,
+                init_pidfd=self._init_pidfd(container), namespaces=list(container.plan.namespaces), stdio=fds[:3],
+                placement=placement(cgroup, stack), mark=mark,
+            )  # fmt: skip
+        child = self._launcher.exec_child(launch, cgroup)
+        running = Exec(number, container, child, mark)
+        container.execs[number] = running
+        child.follow(
+            lambda: _started(answers, child.pid, number, child.terminal),
+            lambda: self._exec_over(running, answers),
+        )
+        if message.get("lease"):
+            answers.on_gone(running.kill_tree)
+
+    @staticmethod
+    def _init_pidfd(container: Container) -> int:
+        assert container.child is not None
+        return container.child.pidfd
+
+    @staticmethod
+    def _exec_cgroup(container: Container, number: int) -> Cgroup | None:
+        if container.cgroup is None:
+            return None
+        leaf = Cgroup(container.cgroup.v2 and f"{container.cgroup.v2}/exec-{number}")
+        leaf.create()
+        return Cgroup(leaf.v2, container.cgroup.v1)
+
+    def _exec_over(self, running: Exec, answers: Answers) -> None:
+        container, child = running.container, running.child
+        container.execs.pop(running.number, None)
+        usage = dict(child.usage)
+        if child.cgroup is not None and child.cgroup.v2 is not None:
+            usage |= child.cgroup.v2_only().statistics()
+            if not child.cgroup.v2_only().populated():
+                child.cgroup.v2_only().remove()
+        if child.failure is not None:
+            answers.finish({"error": child.failure.facts})
+            return
+        kills = container.cgroup.oom_kills() if container.cgroup else 0
+        answers.finish({"event": "exited", "returncode": child.returncode, "usage": usage, "started": child.started,
+                        "finished": child.finished, "oom_killed": kills > container.oom_seen})  # fmt: skip
+        container.oom_seen = kills
+
+    def _exec_signal(self, message: Message, _fds: list[int], answers: Answers) -> None:
+        """``{"pod", "container", "exec", "signal", "tree"}``: signal an exec'd process, or kill all it started."""
+        running = self._container(message).execs.get(int(message["exec"]))
+        if running is None:
+            answers.finish({"event": "gone"})
+            return
+        if message.get("tree"):
+            running.kill_tree()
+        else:
+            running.child.signal(int(message["signal"]))
+        answers.finish({"event": "signalled"})
+
+
+def placement(cgroup: Cgroup | None, stack: contextlib.ExitStack) -> native.Placement:
+    """Descriptors of a cgroup, closed when ``stack`` is left."""
+    if cgroup is None:
+        return native.Placement(-1, ())
+    directory, tasks = cgroup.open_directory(), cgroup.open_v1_tasks()
+    for fd in (*tasks, *((directory,) if directory >= 0 else ())):
+        stack.callback(os.close, fd)
+    return native.Placement(directory, tasks)
+
+
+def _started(answers: Answers, pid: int, number: int, terminal: int) -> None:
+    answers.send({"event": "started", "pid": pid, "exec": number}, [terminal] if terminal >= 0 else [])
+    if terminal >= 0:
+        os.close(terminal)
+
+
+def _chunks(chunks: Iterator[Any] | list[Any]) -> list[list[Any]]:
+    return [[x.number, x.time, x.stream, x.data.decode("latin-1")] for x in chunks]
+
+
+def _summary(container: Container) -> dict[str, Any]:
+    child = container.child
+    return {
+        "name": container.name, "state": container.state, "exit": container.exit, "restarts": container.restarts,
+        "args": container.spec["process"]["args"], "pid": child.pid if child else None,
+        "started": child.started if child else None,
+    }  # fmt: skip
+
+
+__all__ = ["Pods", "World", "placement"]

@@ -1,0 +1,174 @@
+"""The shim's main program: takes requests, keeps the pods (:mod:`.pods`), ends with its client."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import select
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from sandbox.linux import constants as c, syscalls
+from sandbox.linux.errors import KernelError
+from sandbox.linux.idmap import IdMap, become_root, nested
+from sandbox.runtime import native
+from sandbox.runtime.failure import Failure, describe
+
+from . import protocol
+from .answers import Answers
+from .loop import Loop
+from .pods import Pods, World
+from .rundir import RuntimeDirectory
+
+#: Errors of a request that go to the asker; anything else is a bug and ends up in the shim's error output too.
+_EXPECTED = (Failure, OSError)
+
+
+def parse_idmap(text: str) -> IdMap:
+    """The id map from the monitor's command line."""
+    return IdMap.from_json(json.loads(text))
+
+
+def main(directory: RuntimeDirectory, control_fd: int, wait_fd: int, idmap: IdMap, *, privileged: bool) -> NoReturn:
+    """The child's side of the monitor's clone3: process 1 of its own process namespace."""
+    status = 1
+    try:
+        if os.read(wait_fd, 1):
+            os.close(wait_fd)
+            if not privileged:
+                become_root()
+            status = _serve(directory, control_fd, idmap, privileged=privileged)
+    except BaseException:
+        traceback.print_exc()
+        _tell_start_failure(control_fd, sys.exc_info()[1])
+    finally:
+        os._exit(status)
+
+
+def _tell_start_failure(control_fd: int, error: BaseException | None) -> None:
+    try:
+        control = socket.socket(fileno=os.dup(control_fd))
+        protocol.send(control, {"error": describe(error or RuntimeError(), "start the shim")})
+    except OSError:
+        pass
+
+
+def _serve(directory: RuntimeDirectory, control_fd: int, idmap: IdMap, *, privileged: bool) -> int:
+    os.setsid()
+    syscalls.join_session_keyring()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    listener = _listen(directory)
+    _enter_own_mounts(directory)
+    pod_map = idmap if privileged else nested(idmap)
+    world = World(
+        loop=Loop(), space=directory.space, idmap=pod_map, soft_files=limits[0], privileged=privileged,
+        userns_fd=native.user_namespace(pod_map) if privileged else -1,
+        own_pidns_fd=os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC),
+        own_netns_fd=os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC),
+    )  # fmt: skip
+    server = Server(world, socket.socket(fileno=control_fd), listener)
+    gc.collect()
+    gc.freeze()  # children share these pages; collecting would copy them
+    gc.disable()
+    server.run()
+    return 0
+
+
+def _listen(directory: RuntimeDirectory) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    here = os.getcwd()
+    os.chdir(directory.path)  # a socket's path has 108 bytes; ours may be longer
+    listener.bind(os.path.basename(directory.socket))
+    os.chdir(here)
+    listener.listen(16)
+    return listener
+
+
+def _enter_own_mounts(directory: RuntimeDirectory) -> None:
+    """Mounts of the host still come and go here, but none of ours is seen there."""
+    syscalls.mount(None, "/", None, c.MS_SLAVE | c.MS_REC)
+    try:
+        syscalls.mount("proc", "/proc", "proc", c.MS_NOSUID | c.MS_NODEV | c.MS_NOEXEC)
+    except KernelError as error:
+        raise Failure("NamespaceUnavailable", operation="mount proc on", object="/proc", errno=error.errno,
+                      cause="parts of /proc are covered here, so the kernel allows no fresh one (an outer container?)",
+                      hint="run the outer container with unmasked /proc (podman: --security-opt unmask=ALL, docker: "
+                           "--security-opt systempaths=unconfined)") from None  # fmt: skip
+    syscalls.mount("sandbox", directory.space, "tmpfs", c.MS_NOSUID | c.MS_NODEV, "mode=0711")
+    os.mkdir(f"{directory.space}/scratch")
+
+
+class Server:
+    """Connections and their requests."""
+
+    def __init__(self, world: World, control: socket.socket, listener: socket.socket) -> None:
+        self._world = world
+        self._loop = world.loop
+        self._pods = Pods(world)
+        self._control = control
+        self._listener = listener
+        self._operations: dict[str, Callable[[dict[str, Any], list[int], Answers], None]] = self._pods.operations()
+        self._operations["ping"] = self._ping
+
+    def run(self) -> None:
+        """Until the client closes its connection."""
+        self._loop.watch(self._control.fileno(), lambda _events: self._request(self._control), select.EPOLLIN)
+        self._loop.watch(self._listener.fileno(), self._accept)
+        self._loop.run()
+
+    def _ping(self, _message: dict[str, Any], _fds: list[int], answers: Answers) -> None:
+        answers.finish({"event": "pong", "version": protocol.VERSION, "pid": os.getpid()})
+
+    def _accept(self, _events: int) -> None:
+        connection, _ = self._listener.accept()
+        _, uid, _ = _peer(connection)
+        if uid != 0 and uid != os.geteuid():
+            connection.close()
+            return
+        self._loop.watch(connection.fileno(), lambda _events: self._request(connection), select.EPOLLIN)
+
+    def _request(self, connection: socket.socket) -> None:
+        try:
+            message, fds = protocol.receive(connection)
+        except OSError as error:
+            print(f"shim: {error}", file=sys.stderr)
+            return
+        if message is None:
+            self._disconnected(connection)
+            return
+        answers = Answers(self._loop, fds.pop(0))
+        try:
+            self._operations[message["op"]](message, fds, answers)
+        except _EXPECTED as error:
+            answers.finish({"error": describe(error, str(message["op"]))})
+        except Exception as error:
+            traceback.print_exc()
+            answers.finish({"error": {"type": "ShimError", "operation": str(message.get("op")),
+                                      "detail": f"internal error: {type(error).__name__}: {error}"}})  # fmt: skip
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _disconnected(self, connection: socket.socket) -> None:
+        self._loop.forget(connection.fileno())
+        connection.close()
+        if connection is self._control:
+            self._pods.close_all(self._stop)
+
+    def _stop(self) -> None:
+        self._loop.running = False
+
+
+def _peer(connection: socket.socket) -> tuple[int, int, int]:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return (
+        int.from_bytes(credentials[0:4], sys.byteorder, signed=True),
+        int.from_bytes(credentials[4:8], sys.byteorder),
+        int.from_bytes(credentials[8:12], sys.byteorder),
+    )
