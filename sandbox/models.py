@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from sandbox import _units as u, _validators as v
-from sandbox._env_file import parse_env_file, read_env_file
+from sandbox._files import parse_env_file, read_env_file, read_files
 from sandbox._limits import IoLimit, Resources, Security
 from sandbox._mounts import Mount, Volume, mounts as _mounts, volumes as _volumes
 from sandbox._units import Percent, signal_number
@@ -34,6 +34,7 @@ __all__ = [
     "as_pod",
     "parse_env_file",
     "read_env_file",
+    "read_files",
     "signal_number",
 ]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sandbox.oci.host import DeviceNumbers, Host
     from sandbox.oci.image import Descriptor, ImageConfig, Index, Manifest
     from sandbox.oci.runtime import Spec
-    from sandbox.oci.translate import resources_to_oci, stop_signal, to_spec
+    from sandbox.oci.translate import etc_hosts, resources_to_oci, stop_signal, to_spec
 
 __all__ = [
     "Descriptor",
@@ -31,6 +31,7 @@ __all__ = [
     "Manifest",
     "Spec",
     "dumps",
+    "etc_hosts",
     "from_dict",
     "load_image_config",
     "load_index",
@@ -90,7 +91,7 @@ _HOMES = {
     "host": ("DeviceNumbers", "Host"),
     "image": ("Descriptor", "ImageConfig", "Index", "Manifest"),
     "runtime": ("Spec",),
-    "translate": ("resources_to_oci", "stop_signal", "to_spec"),
+    "translate": ("etc_hosts", "resources_to_oci", "stop_signal", "to_spec"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

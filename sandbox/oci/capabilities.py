@@ -32,7 +32,7 @@ DEFAULT: dict[str, str] = {
     "CAP_SETGID": "daemons drop from root to their group",
     "CAP_SETUID": "daemons drop from root to their user; su, gosu, apt's _apt",
     "CAP_SETPCAP": "daemons and setpriv shrink their own bounding set",
-    "CAP_NET_BIND_SERVICE": "servers listen on ports below 1024",
+    "CAP_NET_BIND_SERVICE": "servers that carry it as a file capability (caddy) do not even start without",
     "CAP_SYS_CHROOT": "sshd, postfix and debootstrap chroot",
     "CAP_SETFCAP": "packages set file capabilities when they are installed",
 }

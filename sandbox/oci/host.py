@@ -49,6 +49,8 @@ class Host:
     cpu_count: int = 1
     #: 2, or 1 for the legacy and hybrid layouts.
     cgroup_version: int = 2
+    #: Under which cgroup those of the pods are, as a runtime without a manager wants it.
+    cgroup_parent: str = "/sandbox"
     #: Where everything of running pods lives.
     run_dir: str = "/run/sandbox"
     pod_id: str = "pod"

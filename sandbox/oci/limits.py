@@ -1,0 +1,127 @@
+"""From a model's resources to ``linux.resources``. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sandbox.errors import SandboxError
+from sandbox.oci.host import Host
+from sandbox.oci.resources import (
+    LinuxBlockIO,
+    LinuxCPU,
+    LinuxHugepageLimit,
+    LinuxMemory,
+    LinuxPids,
+    LinuxResources,
+    LinuxThrottleDevice,
+)
+
+if TYPE_CHECKING:
+    from sandbox.models import Percent, Resources
+
+#: Microseconds in which a CPU quota is given out; the kernel's own default.
+CPU_PERIOD = 100_000
+#: The kernel's smallest quota (sched-bwc).
+_MIN_QUOTA = 1_000
+#: Most processes of a container for which nobody set a limit: a fork bomb stays in its room.
+DEFAULT_PIDS = 4096
+_UNLIMITED = -1
+
+
+def resources_to_oci(resources: Resources, host: Host, *, pids: int | None = None) -> LinuxResources | None:
+    """``linux.resources`` for these limits, or ``None`` if there are none.
+
+    :param pids: the limit on processes if ``resources`` has none
+    :raises SandboxError: a share of the host's memory, or a block device, that ``host`` knows nothing about
+    """
+    found = LinuxResources(
+        memory=_memory(resources, host),
+        cpu=_cpu(resources, host),
+        pids=_pids(resources.pids if resources.pids is not None else pids),
+        block_io=_block_io(resources, host),
+        hugepage_limits=tuple(
+            LinuxHugepageLimit(page_size=size, limit=limit) for size, limit in resources.hugepages.items()
+        )
+        or None,
+        unified=_unified(resources, host),
+    )
+    return None if found == LinuxResources() else found
+
+
+def amount(value: int | Percent, host: Host) -> int:
+    """Bytes; a share is one of the host's memory."""
+    if isinstance(value, int):
+        return value
+    if not host.memory_total:
+        raise SandboxError(
+            f"a share of the host's memory ({value}) was asked for, and how much it has is not known",
+            operation="translate resources",
+            hint="give a number of bytes such as '512M'",
+        )
+    return value.of(host.memory_total)
+
+
+def _memory(resources: Resources, host: Host) -> LinuxMemory | None:
+    if resources.memory is None:
+        return None
+    limit = amount(resources.memory, host)
+    if resources.swap is None:
+        return LinuxMemory(limit=limit)
+    if resources.swap == _UNLIMITED:
+        return LinuxMemory(limit=limit, swap=_UNLIMITED)
+    return LinuxMemory(limit=limit, swap=limit + amount(resources.swap, host))
+
+
+def _cpu(resources: Resources, host: Host) -> LinuxCPU | None:
+    found = LinuxCPU()
+    if resources.cpus is not None:
+        quota = max(round(resources.cpus * CPU_PERIOD), _MIN_QUOTA)
+        found = LinuxCPU(quota=quota, period=CPU_PERIOD)
+    if resources.cpu_weight is not None and host.cgroup_version == 1:
+        # The defaults of both hierarchies, 100 and 1024, mean the same.
+        shares = max(2, round(resources.cpu_weight * 1024 / 100))
+        found = LinuxCPU(quota=found.quota, period=found.period, shares=shares)
+    return None if found == LinuxCPU() else found
+
+
+def _unified(resources: Resources, host: Host) -> dict[str, str] | None:
+    """Said in cgroup2's own words where the legacy members cannot say it exactly."""
+    if resources.cpu_weight is None or host.cgroup_version == 1:
+        return None
+    return {"cpu.weight": str(resources.cpu_weight)}
+
+
+def _pids(limit: int | None) -> LinuxPids | None:
+    return None if limit is None else LinuxPids(limit=limit)
+
+
+def _block_io(resources: Resources, host: Host) -> LinuxBlockIO | None:
+    if not resources.io:
+        return None
+    return LinuxBlockIO(
+        throttle_read_bps_device=_throttles(resources, host, "read_bps"),
+        throttle_write_bps_device=_throttles(resources, host, "write_bps"),
+        throttle_read_iops_device=_throttles(resources, host, "read_iops"),
+        throttle_write_iops_device=_throttles(resources, host, "write_iops"),
+    )
+
+
+def _throttles(resources: Resources, host: Host, kind: str) -> tuple[LinuxThrottleDevice, ...] | None:
+    found = []
+    for device, limit in resources.io.items():
+        rate = getattr(limit, kind)
+        if rate is not None:
+            major, minor = _numbers(device, host)
+            found.append(LinuxThrottleDevice(major=major, minor=minor, rate=rate))
+    return tuple(found) or None
+
+
+def _numbers(device: str, host: Host) -> tuple[int, int]:
+    if device in host.devices:
+        return host.devices[device].major, host.devices[device].minor
+    major, _, minor = device.partition(":")
+    if not (major.isdecimal() and minor.isdecimal()):
+        raise SandboxError(
+            "the host has no such block device", operation="limit input and output", object=device
+        )
+    return int(major), int(minor)
