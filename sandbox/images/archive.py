@@ -63,6 +63,7 @@ class ArchiveBlobs:
         """
         self._descriptor = descriptor
         self._places: dict[str, tuple[int, int] | str] = {}
+        os.lseek(descriptor, 0, os.SEEK_SET)
         with os.fdopen(os.dup(descriptor), "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for number, member in enumerate(archive):
                 if number > _MEMBERS:
@@ -120,9 +121,10 @@ def _opened(reference: Reference, store: Store) -> Iterator[ArchiveBlobs]:
         raise kind(
             operation="find image", object=reference.text, path=reference.path, errno=error.errno
         ) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_an_archive(reference, "it is not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _not_an_archive(reference, "it is not a regular file")
         with _uncompressed(file, reference, store) as plain:
             try:
                 archive = ArchiveBlobs(plain.fileno())

@@ -139,7 +139,11 @@ class PlainLayer:
 
     def read(self, size: int = _CHUNK) -> bytes:
         """Bytes as stored, hashed on the way; what decompressors that pull are given."""
-        chunk = self._file.read(size)
+        try:
+            chunk = self._file.read(size)
+        except OSError as error:
+            what = f"read layer {self._blob.digest or self._blob.diff_id} of"
+            raise ImageError(operation=what, object=self._blob.image, errno=error.errno) from error
         self._stored.update(chunk)
         self._stored_size += len(chunk)
         return chunk

@@ -294,7 +294,7 @@ class Unpacker:
         try:
             return self._open(path)
         except OSError as error:
-            if error.errno != errno.ENOENT:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise _on_the_way(path, error) from error
         return self._make_implicit(path)
 
@@ -415,7 +415,7 @@ def _is_directory(parent: int, name: bytes) -> bool:
 
 def _on_the_way(path: bytes, error: OSError) -> EntryError:
     """Why a directory of an entry's name cannot be used."""
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+    if error.errno == errno.EEXIST:
         return EntryError(f"`{_show(path)}` is on the way, which is not a directory")
     if error.errno == errno.ELOOP:
         return EntryError(f"`{_show(path)}` is on the way, a loop of links")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from sandbox.errors import ImageError, ImageNotFound
+from sandbox.images.errors import ImageTooLarge
 from sandbox.images.manifests import Descriptor, Manifests, choose, descriptors, parse_json
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def _read(blobs: Blobs, name: str, reference: Reference, store: Store) -> bytes:
             errno=error.errno,
         ) from error
     if len(content) > limit:
-        raise ImageError(f"`{name}` is larger than {limit} bytes", operation="read", object=reference.text)
+        detail = f"`{name}` is larger than {limit} bytes"
+        raise ImageTooLarge(detail, operation="read", object=reference.text, feature="manifest")
     return content
 
 

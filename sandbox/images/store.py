@@ -123,12 +123,16 @@ class Store:
                 operation="unpack",
                 object=blobs[0].image,
             )
-        found = self._all(blobs)
-        for index, layer in enumerate(found[1:], 1):
-            if layer.implicit and not layer.opaque:
-                found[index] = self._with_parents(blobs[: index + 1], found[:index])
-        start = max((index for index, layer in enumerate(found) if layer.opaque), default=0)
-        return tuple(found[start:])
+        try:
+            return self._stack(blobs)
+        except OSError as error:
+            raise StoreError(
+                operation="unpack",
+                object=blobs[0].image,
+                path=error.filename if isinstance(error.filename, str) else self.root,
+                errno=error.errno,
+                hint=f"the store is {self.root}; SANDBOX_STORE puts it elsewhere",
+            ) from error
 
     def scratch(self) -> Path:
         """A directory for files without a name, on the store's file system."""
@@ -187,22 +191,13 @@ class Store:
 
     def _make(self, name: str, blob: LayerBlob, parents: Sequence[Path]) -> Layer:
         """Unpack a layer unless someone else just did."""
-        try:
-            with self._lock(name) as lock:
-                found = self._find(name)
-                if found is None:
-                    self._sweep()
-                    self._unpack(name, blob, parents, lock)
-                    found = self._load(name)
-                return found
-        except OSError as error:
-            raise StoreError(
-                operation="unpack",
-                object=blob.image,
-                path=error.filename if isinstance(error.filename, str) else self.root,
-                errno=error.errno,
-                hint="the store is there; SANDBOX_STORE puts it elsewhere",
-            ) from error
+        with self._lock(name) as lock:
+            found = self._find(name)
+            if found is None:
+                self._sweep()
+                self._unpack(name, blob, parents, lock)
+                found = self._load(name)
+            return found
 
     def _unpack(self, name: str, blob: LayerBlob, parents: Sequence[Path], lock: int) -> None:
         flat = name.replace("/", "-")
@@ -235,13 +230,15 @@ class Store:
             try:
                 _feed(helper, layer)
                 answer = _answer(helper, blob)
-            except BaseException:
+            except BaseException as error:
                 _stop(helper)
+                if isinstance(error, LayerError):
+                    layer.verify_stored()  # damage explains what looks like hostility
                 raise
             if "error" not in answer:
                 layer.verify()
                 return {**answer, "diff_id": blob.diff_id, "size": layer.plain_size}
-            layer.verify_stored()  # damage explains everything else
+            layer.verify_stored()
             raise _layer_error(answer["error"], blob)
 
     def _start(self, verb: str, *arguments: str, lock: int = -1) -> subprocess.Popen[bytes]:

@@ -127,11 +127,10 @@ def test_bad_references_are_refused_with_the_part_that_is_bad(text: str, complai
 def test_any_text_parses_or_is_an_image_error(text: str) -> None:
     try:
         found = parse(text)
-    except ImageError as error:
-        assert str(error)
-    else:
-        assert found.text == text
-        assert found.transport
+    except ImageError:
+        return
+    assert found.text == text
+    assert found.transport
 
 
 @given(
