@@ -58,11 +58,12 @@ class Descriptor:
 class Manifest:
     """One image: its configuration and its layers, lowest first (manifest.md).
 
-    >>> Manifest(config=Descriptor(media_type="m", digest="sha256:0", size=2), layers=()).schema_version
-    2
+    >>> Manifest(schema_version=2, config=Descriptor(media_type="m", digest="sha256:0", size=2), layers=()).layers
+    ()
     """
 
-    schema_version: int = 2
+    #: 2; very old writers leave it out.
+    schema_version: int | None = None
     media_type: str | None = None
     artifact_type: str | None = None
     config: Descriptor
@@ -76,11 +77,12 @@ class Manifest:
 class Index:
     """Several manifests, usually one per platform (image-index.md).
 
-    >>> Index(manifests=()).manifests
+    >>> Index(schema_version=2, manifests=()).manifests
     ()
     """
 
-    schema_version: int = 2
+    #: 2; very old writers leave it out.
+    schema_version: int | None = None
     media_type: str | None = None
     artifact_type: str | None = None
     manifests: tuple[Descriptor, ...]

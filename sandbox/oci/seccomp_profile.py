@@ -67,7 +67,7 @@ ALLOWED: dict[str, str] = {
         lsm_set_self_attr seccomp""",
     # Scheduling among the pod's own processes.
     "scheduling": """
-        ioprio_get ioprio_set sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr
+        ioprio_get ioprio_set nice sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr
         sched_getparam sched_getscheduler sched_rr_get_interval sched_rr_get_interval_time64 sched_setaffinity
         sched_setattr sched_setparam sched_setscheduler sched_yield""",
     "signals": """
@@ -95,7 +95,7 @@ ALLOWED: dict[str, str] = {
 
 #: Calls that only make sense on one family of machines.
 ALLOWED_ON: dict[str, str] = {
-    "x86_64": "arch_prctl",
+    "x86_64": "arch_prctl uretprobe",
     "i686": "arch_prctl",
     "armv7l": "arm_fadvise64_64 arm_sync_file_range breakpoint cacheflush set_tls get_tls sync_file_range2",
     "aarch64": "arm_fadvise64_64 arm_sync_file_range breakpoint cacheflush set_tls get_tls sync_file_range2",
