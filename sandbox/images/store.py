@@ -141,6 +141,14 @@ class Store:
     # -- finding and making
     # ----------------------------------------------------------------------------------------
 
+    def _stack(self, blobs: Sequence[LayerBlob]) -> tuple[Layer, ...]:
+        found = self._all(blobs)
+        for index, layer in enumerate(found[1:], 1):
+            if layer.implicit and not layer.opaque:
+                found[index] = self._with_parents(blobs[: index + 1], found[:index])
+        start = max((index for index, layer in enumerate(found) if layer.opaque), default=0)
+        return tuple(found[start:])
+
     def _all(self, blobs: Sequence[LayerBlob]) -> list[Layer]:
         """Each layer by itself. Those that are missing are unpacked in parallel."""
         names = [self._name(blob) for blob in blobs]

@@ -384,7 +384,7 @@ def test_bad_layouts(layout: Path, store: Store, name: str, content: str, compla
     ("limits", "complaint"),
     [
         (Limits(manifest=100), "`index.json` is larger than 100 bytes"),
-        (Limits(config=100), "the configuration has 1"),
+        (Limits(config=100), "the configuration has 276 bytes, more than 100"),
         (Limits(layers=1), "2 layers, more than 1"),
     ],
 )
