@@ -202,7 +202,7 @@ class Store:
         with self._lock(name) as lock:
             found = self._find(name)
             if found is None:
-                self._sweep()
+                self._sweep(name)
                 self._unpack(name, blob, parents, lock)
                 found = self._load(name)
             return found
@@ -290,10 +290,13 @@ class Store:
         finally:
             os.close(descriptor)  # not unlocked: a helper that still runs keeps it held
 
-    def _sweep(self) -> None:
-        """Remove what the dead left behind."""
+    def _sweep(self, held: str) -> None:
+        """Remove what the dead left behind: everything whose lock is free, or held by us."""
         for work in list(self._directory("tmp").iterdir()):
             name = work.name.partition("~")[0]
+            if name == held.replace("/", "-"):
+                self._remove(work)
+                continue
             with suppress(BlockingIOError, FileNotFoundError), self._lock(name, wait=False):
                 self._remove(work)
 
