@@ -38,6 +38,7 @@ class Order(NamedTuple):
     v1_tasks: tuple[int, ...]
     scratch: str
     state: dict[str, object]
+    notify: str | None
 
 
 class Entry(NamedTuple):
@@ -81,6 +82,9 @@ def main(order: Order, channel: socket.socket) -> NoReturn:
         if channel.recv(16) != b"go":
             os._exit(1)
         _own_namespaces(order.plan, progress)
+        if order.notify:
+            progress.doing = "bind the notification socket"
+            _bind_notify(order.notify, channel)
         _make_root(order, channel, progress)
         if "startContainer" in order.plan.hooks:
             progress.doing = "run the startContainer hooks"
@@ -232,6 +236,13 @@ def _hooks_of_shim(channel: socket.socket, kind: str) -> None:
     answer = channel.recv(65536)
     if answer != b"ok":
         raise failure_of(answer)
+
+
+def _bind_notify(name: str, channel: socket.socket) -> None:
+    """An abstract socket in the pod's network, there before the program can look for it (sd_notify(3))."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(f"\0{name}")
+        socket.send_fds(channel, [b'{"notify": true}'], [sock.fileno()])
 
 
 def _give_terminal(program: process.Program, channel: socket.socket, *, console: bool) -> None:

@@ -58,7 +58,7 @@ def user_namespace(idmap: IdMap) -> int:
 
 def start(
     plan: Plan, rootfs: roots.Rootfs, *, idmap: IdMap, userns_fd: int, pod: Mapping[str, int] | None,
-    stdio: Sequence[int], placement: Placement, scratch: str, state: Mapping[str, object],
+    stdio: Sequence[int], placement: Placement, scratch: str, state: Mapping[str, object], notify: str | None = None,
 ) -> Launch:  # fmt: skip
     """Start a container.
 
@@ -72,7 +72,9 @@ def start(
     try:
         for bind in plan.binds:
             prepared[bind.target] = bind.prepare(userns_fd)
-        order = init.Order(plan, rootfs, clones, prepared, tuple(stdio), placement.v1_tasks, scratch, dict(state))
+        order = init.Order(
+            plan, rootfs, clones, prepared, tuple(stdio), placement.v1_tasks, scratch, dict(state), notify
+        )  # fmt: skip
         pid, pidfd = _clone(order, theirs, pod, placement.cgroup_fd)
     except BaseException:
         ours.close()
@@ -97,7 +99,7 @@ def start(
 def _clone(order: init.Order, channel: socket.socket, pod: Mapping[str, int] | None, cgroup_fd: int) -> tuple[int, int]:
     wanted = {kind: path for kind, path in order.plan.namespaces.items() if kind not in ("cgroup", "time")}
     if pod is not None:
-        return _clone_into(order, channel, {kind: pod[kind] for kind in POD_NAMESPACES if kind in pod}, cgroup_fd)
+        return _clone_into(order, channel, {kind: pod[kind] for kind in POD_NAMESPACES if kind in pod and kind in wanted}, cgroup_fd)
     by_path = {kind: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for kind, path in wanted.items() if path}
     try:
         if by_path or "time" in order.plan.namespaces:

@@ -5,6 +5,7 @@ All of it is mounted by the container's own init in its own namespaces, so nothi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from sandbox.linux import constants as c, syscalls
 from sandbox.linux.errors import KernelError
 from sandbox.linux.mounts import idmapped_clone
 
+from . import beneath
 from .failure import Failure, invalid
 from .steps import Scene, explain_source
 
@@ -40,6 +42,8 @@ class Rootfs(NamedTuple):
     idmap: bool
     size: int | None
     skeleton: tuple[tuple[str, int | str], ...] = ()
+    #: Files that are written into the new root: path → text.
+    files: tuple[tuple[str, str], ...] = ()
 
 
 def parse(document: Mapping[str, Any]) -> Rootfs:
@@ -47,7 +51,8 @@ def parse(document: Mapping[str, Any]) -> Rootfs:
     layers = tuple(document["layers"])
     if not layers or len(layers) > _MAX_LAYERS:
         raise invalid("rootfs.layers", f"{len(layers)} layers; overlayfs takes 1 to {_MAX_LAYERS}")
-    return Rootfs((Overlay("/", layers),), bool(document.get("idmap")), document.get("size"))
+    return Rootfs((Overlay("/", layers),), bool(document.get("idmap")), document.get("size"),
+                  files=tuple((document.get("files") or {}).items()))  # fmt: skip
 
 
 def prepare(rootfs: Rootfs, userns_fd: int) -> list[int]:
@@ -81,7 +86,27 @@ def assemble(rootfs: Rootfs, clones: list[int], scratch: str, prepared: dict[str
     for number, overlay in enumerate(rootfs.overlays):
         _mount_overlay(number, overlay, remaining)
     root_fd = os.open("root", c.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    for path, text in rootfs.files:
+        _write_file(root_fd, path, text)
     return Scene(root_fd, prepared, f"{scratch}/empty")
+
+
+def _write_file(root_fd: int, path: str, text: str) -> None:
+    """Put a file in place of whatever the image has there, if its directory is one."""
+    directory, _, name = path.rpartition("/")
+    parent = beneath.ensure(root_fd, directory or "/", directory=True)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=parent)
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise KernelError(error.errno or 0, "write", path) from None
+    finally:
+        os.close(parent)
 
 
 def _make_skeleton(entries: tuple[tuple[str, int | str], ...]) -> None:

@@ -114,7 +114,7 @@ class Shim:
         with self.ask(op, fields) as conversation:
             return conversation.answer()[1][0]
 
-    def death(self) -> ShimError:
+    def death(self) -> SandboxError:
         """The error for a shim that no longer answers."""
         return ShimDied("the process that holds the pods is gone, and every pod with it", operation="ask the shim")
 
@@ -161,21 +161,21 @@ class OwnShim(Shim):
         """False in a forked child (the pods are its parent's), and when the shim is gone."""
         return self._pid == os.getpid() and self._monitor.poll() is None
 
-    def death(self) -> ShimError:
+    def death(self) -> SandboxError:
         """With what it had to say: its error output is kept."""
         status = None
         with contextlib.suppress(subprocess.TimeoutExpired):
             status = self._monitor.wait(1.0)
         said = os.pread(self._errors, 65536, 0).decode(errors="replace").strip()
-        reported = self._first_words()
-        if reported is not None:
+        if (reported := self._first_words()) is not None:
+            reported.logs = tuple(said.splitlines())
             return reported
         return ShimDied(
             "the process that holds the pods is gone, and every pod with it", operation="ask the shim",
             exit_status=status, logs=said or None,
         )  # fmt: skip
 
-    def _first_words(self) -> SandboxError | None:  # type: ignore[override]
+    def _first_words(self) -> SandboxError | None:
         """What a shim says that cannot even start."""
         try:
             self._control.setblocking(False)

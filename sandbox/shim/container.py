@@ -38,6 +38,7 @@ class Child:
         self.finished: float | None = None
         self.failure: Failure | None = None
         self.terminal = -1
+        self.notify = -1
         self._loop = loop
         self._channel: socket.socket | None = launch.channel
         self._on_running: Callable[[], None] = lambda: None
@@ -70,11 +71,16 @@ class Child:
 
     def _heard(self, _events: int) -> None:
         assert self._channel is not None
-        data, fds, _, _ = socket.recv_fds(self._channel, 65536, 1)
+        try:
+            data, fds, _, _ = socket.recv_fds(self._channel, 65536, 1)
+        except ConnectionResetError:
+            data, fds = b"", []  # it was killed before it had read our "go"
         if not data:
             self._close_channel()
             if self.failure is None:
                 self._on_running()
+        elif fds and data.startswith(b'{"notify"'):
+            self.notify = fds[0]
         elif fds:
             self.terminal = fds[0]
         elif data.startswith(b'{"hooks"'):
@@ -111,6 +117,7 @@ class Container:
         self.rootfs = rootfs
         self.engine: str = message.get("engine") or "native"
         self.restart_policy: str = message.get("restart") or "no"
+        self.notify: str | None = message.get("notify")
         self.logs = LogStore(message.get("log_size") or DEFAULT_LIMIT)
         self.state = "creating"
         self.child: Child | None = None

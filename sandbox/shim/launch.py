@@ -104,7 +104,8 @@ class Launcher:
         return start(
             container.plan, container.rootfs, idmap=self._world.idmap, userns_fd=self._world.userns_fd,
             pod=pod.namespaces, stdio=stdio, placement=native.Placement(directory, tasks),
-            scratch=f"{self._world.space}/scratch", state=container.oci_state() | {"spec": container.spec},
+            scratch=f"{self._world.space}/scratch", state=container.oci_state(),
+            notify=container.notify if container.restarts == 0 else None,
         )  # fmt: skip
 
     @staticmethod
@@ -148,7 +149,9 @@ class Launcher:
                 container.terminal = child.terminal
         if "poststart" in container.plan.hooks:
             self._spawn_hooks(container, "poststart", lambda _failure: None)
-        starter.started(child.pid, container.terminal)
+        starter.started(child.pid, {"terminal": container.terminal, "notify": child.notify})
+        if child.notify >= 0:
+            os.close(child.notify)
 
     def _exited(self, pod: Pod, container: Container, starter: _Starter) -> None:
         child = container.child
@@ -270,12 +273,13 @@ class _Starter:
     def __init__(self, answers: Answers | None, keep: bool) -> None:
         self._answers, self._keep = answers, keep
 
-    def started(self, pid: int, terminal: int) -> None:
-        """The program was executed."""
+    def started(self, pid: int, descriptors: dict[str, int]) -> None:
+        """The program was executed; ``fds`` of the answer names the descriptors that come with it."""
         if self._answers is None:
             return
+        given = {name: fd for name, fd in descriptors.items() if fd >= 0}
         send = self._answers.send if self._keep else self._answers.finish
-        send({"event": "started", "pid": pid}, [terminal] if terminal >= 0 else [])
+        send({"event": "started", "pid": pid, "fds": list(given)}, list(given.values()))
 
     def failed(self, failure: Failure) -> None:
         """It was not."""

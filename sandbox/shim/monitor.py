@@ -17,7 +17,7 @@ from sandbox.linux import cgroup, constants as c, syscalls
 from sandbox.linux.idmap import IdMap, is_privileged, write_map
 
 from . import server
-from .rundir import RuntimeDirectory, cgroup_name
+from .rundir import RuntimeDirectory
 
 
 def main(arguments: list[str]) -> None:
@@ -78,13 +78,8 @@ def _wait(pid: int, pidfd: int, client_pidfd: int) -> int:
 
 
 def clean_up(directory: RuntimeDirectory) -> None:
-    """Remove what a dead shim left: its cgroups in every hierarchy, its runtime directory. Safe to repeat."""
-    found = cgroup.hierarchies()
-    for mount in dict.fromkeys((found.v2, *found.v1.values())):
-        if mount is None:
-            continue
-        path = f"{mount}/{cgroup_name(directory.id)}"
-        if os.path.isdir(path):
-            with contextlib.suppress(OSError):
-                cgroup.Cgroup(path if mount == found.v2 else None, {} if mount == found.v2 else {"any": path}).remove()
+    """Remove what a dead shim left: its cgroups, its runtime directory. Safe to repeat."""
+    for path in directory.traces():
+        with contextlib.suppress(OSError):
+            cgroup.Cgroup(path).remove()
     shutil.rmtree(directory.path, ignore_errors=True)

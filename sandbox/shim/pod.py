@@ -22,6 +22,10 @@ from .container import Container
 from .loop import Loop
 
 
+#: Members of ``linux.resources`` → version 1 controller, beside memory and pids.
+_V1_OF = {"cpu": "cpu", "blockIO": "blkio"}
+
+
 class World:
     """What all pods of a shim have in common."""
 
@@ -47,7 +51,8 @@ class World:
             skeleton = f"{self.space}/host"
             os.mkdir(skeleton, 0o711)
             self._host_root = hostimage.build(skeleton, self.idmap.root)
-        return self._host_root._replace(size=document.get("size"))
+        files = tuple((document.get("files") or {}).items())
+        return self._host_root._replace(size=document.get("size"), files=files)
 
     @contextlib.contextmanager
     def in_network(self, netns_fd: int | None) -> Iterator[None]:
@@ -90,7 +95,8 @@ class Pod:
         if grant is None:
             self.apply(None, resources)
             return None, set()
-        cgroup = Cgroup(grant.get("v2"), dict(grant.get("v1") or {}))
+        self._v1 = dict(grant.get("v1") or {})
+        cgroup = Cgroup(grant.get("v2"), _wanted_v1(self._v1, resources))
         cgroup.create()
         controllers = set(grant.get("controllers") or ())
         try:
@@ -121,7 +127,8 @@ class Pod:
         if self.cgroup is None:
             self.apply(None, resources)
             return None
-        cgroup = self.cgroup.child(name)
+        v1 = {**_wanted_v1(self._v1, resources), **self.cgroup.v1}
+        cgroup = Cgroup(self.cgroup.v2, v1).child(name)
         cgroup.create()
         try:
             self.apply(cgroup, resources)
@@ -181,7 +188,13 @@ class Pod:
             os.rmdir(f"{self._world.space}/pods/{self.id}")
             self._volumes.clear()
         if self.cgroup is not None:
-            self.cgroup.remove()
+            Cgroup(self.cgroup.v2, self._v1).remove()
+
+
+def _wanted_v1(granted: Mapping[str, str], resources: Mapping[str, Any]) -> dict[str, str]:
+    """Every directory takes time to make and to remove: memory and pids always, for their counters; others if limited."""
+    wanted = {"memory", "pids"} | {_V1_OF[member] for member in _V1_OF if resources.get(member)}
+    return {controller: path for controller, path in granted.items() if controller in wanted}
 
 
 def _write_setting(cgroup: Cgroup, setting: limits.Setting) -> None:

@@ -48,6 +48,7 @@ class Pods:
             "container.stats": self._stats,
             "container.logs": self._logs,
             "container.files": self._files,
+            "container.spec": self._spec,
             "container.exec": self._exec,
             "exec.signal": self._exec_signal,
         }
@@ -191,6 +192,10 @@ class Pods:
             raise Failure("ShimError", operation="start container", detail="seccomp filter unknown", digest=digest)
         return self._filters[digest]
 
+    def _spec(self, message: Message, _fds: list[int], answers: Answers) -> None:
+        """``{"pod", "container"}`` → the OCI document it was started from."""
+        answers.finish({"spec": self._container(message).spec, "state": self._container(message).oci_state()})
+
     def _wait(self, message: Message, _fds: list[int], answers: Answers) -> None:
         """``{"pod", "container"}`` → exited, when it has."""
         container = self._container(message)
@@ -295,7 +300,7 @@ class Pods:
         closes its end.
         """
         container = self._running(message)
-        program = process.parse(message["process"], container.spec.get("linux") or {}, self._filter(message))
+        program = process.parse(message["process"], container.spec.get("linux") or {}, container.plan.program.seccomp)
         container.exec_count += 1
         number = container.exec_count
         cgroup = self._exec_cgroup(container, number)
@@ -369,7 +374,8 @@ def placement(cgroup: Cgroup | None, stack: contextlib.ExitStack) -> native.Plac
 
 
 def _started(answers: Answers, pid: int, number: int, terminal: int) -> None:
-    answers.send({"event": "started", "pid": pid, "exec": number}, [terminal] if terminal >= 0 else [])
+    answers.send({"event": "started", "pid": pid, "exec": number, "fds": ["terminal"] if terminal >= 0 else []},
+                 [terminal] if terminal >= 0 else [])  # fmt: skip
     if terminal >= 0:
         os.close(terminal)
 

@@ -11,10 +11,11 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 LOCK = "lock"
 SOCKET = "shim.sock"
+_TRACES = "cgroups"
 
 
 def base_directory() -> str:
@@ -35,11 +36,6 @@ def base_directory() -> str:
     return base
 
 
-def cgroup_name(shim_id: str) -> str:
-    """The cgroup directory of a shim that makes its cgroups itself, the same in every hierarchy."""
-    return f"sandbox-{shim_id}"
-
-
 class RuntimeDirectory:
     """The directory of one shim."""
 
@@ -56,6 +52,20 @@ class RuntimeDirectory:
         directory = cls(f"{base_directory()}/{secrets.token_hex(6)}")
         os.mkdir(directory.path, 0o700)
         return directory, directory.lock()
+
+    def note_traces(self, paths: Iterable[str]) -> None:
+        """Write down what has to be removed if the shim is killed, before it is made."""
+        known = set(self.traces())
+        with open(f"{self.path}/{_TRACES}", "a") as file:
+            file.writelines(f"{path}\n" for path in paths if path not in known)
+
+    def traces(self) -> list[str]:
+        """The paths noted."""
+        try:
+            with open(f"{self.path}/{_TRACES}") as file:
+                return file.read().splitlines()
+        except FileNotFoundError:
+            return []
 
     def lock(self) -> int:
         """Take the lock; :class:`BlockingIOError` if someone holds it."""

@@ -1,0 +1,440 @@
+"""What can be done with a running container; a pod with a single container can do the same."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sandbox._agent import FileAgent
+from sandbox._output import LineSplitter, LogRecord, Stats
+from sandbox._process import DEVNULL, PIPE, AnyText, Process, Result, Streams, Usage, signal_value
+from sandbox.errors import CalledProcessError, ContainerExited, PodStateError, SandboxError, TimeoutExpired
+from sandbox.oci import stop_signal
+
+if TYPE_CHECKING:
+    from sandbox._launch import Prepared
+    from sandbox.models import Container
+    from sandbox.pods import RunningPod
+    from sandbox.shim.client import Conversation
+
+#: How long after SIGKILL a container may take to be gone, in seconds; the kernel needs microseconds.
+_KILL_PATIENCE = 10.0
+
+
+def split_command(command: str | Sequence[str | os.PathLike[str]]) -> list[str]:
+    """A command as a list; a string is split as shells do, and never given to one."""
+    return shlex.split(command) if isinstance(command, str) else [os.fspath(word) for word in command]
+
+
+class ContainerFace:
+    """The operations on one container. Paths are paths in the container."""
+
+    def _one(self) -> RunningContainer:
+        raise NotImplementedError  # pragma: no cover - both subclasses have it
+
+    # -- programs -------------------------------------------------------------------------------------------------
+
+    def exec(
+        self, command: str | Sequence[str | os.PathLike[str]], *, input: AnyText | None = None,
+        timeout: float | None = None, check: bool = False, text: bool = True, user: str | int | None = None,
+        env: Mapping[str, str] | None = None, cwd: str | None = None, tty: bool = False,
+    ) -> Result[Any]:  # fmt: skip
+        """Run a program in the container and wait for it, like :func:`subprocess.run`.
+
+        :param command: the program and its arguments; a string is split into words (no shell is involved)
+        :param input: text or bytes for its standard input, which is empty otherwise
+        :param timeout: seconds; then the program and everything it started is killed
+        :param check: raise :class:`CalledProcessError` for an exit status other than 0
+        :param text: output as ``str`` (bytes that are not UTF-8 become escapes) or as ``bytes``
+        :param user: name or number, optionally with a group; looked up in the container as it is now
+        :param env: variables on top of the container's
+        :param cwd: where it starts; the container's working directory otherwise
+        :param tty: give it a terminal; what it writes is then all in ``stdout``
+        :raises TimeoutExpired: with what it had written
+        :raises CommandNotFound: there is no such program in the container
+        """
+        stdin = PIPE if input is not None else DEVNULL
+        process = self.popen(command, stdin=stdin, stdout=PIPE, stderr=PIPE, text=text, user=user, env=env, cwd=cwd,
+                             tty=tty, kill_with_me=True)  # fmt: skip
+        try:
+            out, err = _finish(process, input, timeout)
+        finally:
+            process.close()
+        result = Result(process.args, process.returncode or 0, out, err, process.duration, process.usage,
+                        process.oom_killed)  # fmt: skip
+        if check and result.returncode:
+            raise CalledProcessError(result.returncode, process.args, out, err, oom_killed=process.oom_killed)
+        return result
+
+    def popen(
+        self, command: str | Sequence[str | os.PathLike[str]], *, stdin: Any = None, stdout: Any = None, stderr: Any = None,
+        text: bool = True, user: str | int | None = None, env: Mapping[str, str] | None = None, cwd: str | None = None,
+        tty: bool = False, kill_with_me: bool = False,
+    ) -> Process:  # fmt: skip
+        """Start a program in the container, like :class:`subprocess.Popen`.
+
+        Streams are ``PIPE``, ``DEVNULL`` (or None), ``STDOUT`` for ``stderr``, a descriptor or a file. With ``tty`` the
+        program gets a terminal instead, whose master side is ``process.terminal``.
+        """
+        me = self._one()
+        args = split_command(command)
+        streams = Streams(None, None, None, text=text) if tty else Streams(stdin, stdout, stderr, text=text)
+        document = me.process_document(args, env, cwd, user, tty=tty)
+        fields = {**me.address, "process": document, "user": None if user is None else str(user), "lease": kill_with_me}
+        try:
+            conversation = me.shim.ask("container.exec", fields, streams.given)
+        finally:
+            streams.release()
+        try:
+            return Process(args, conversation, streams, me.signal_exec)
+        except BaseException:
+            streams.close()
+            conversation.close()
+            raise
+
+    # -- output ---------------------------------------------------------------------------------------------------
+
+    def logs(self, *, stream: str | None = None, tail: int | None = None, timestamps: bool = False) -> str:
+        """What the container has written so far (as far as it was kept, see ``Container.log_size``).
+
+        :param stream: ``"stdout"`` or ``"stderr"``; both, in the order in which they were read, if not given
+        :param tail: only so many last lines
+        :param timestamps: each line begins with its time (UTC, ISO 8601)
+        """
+        records = [record for record in self.log_records() if stream in (None, record.stream)]
+        if tail is not None:
+            records = records[-tail:] if tail else []
+        return "".join(f"{_stamp(record.time) if timestamps else ''}{record.line}\n" for record in records)
+
+    def log_records(self, *, follow: bool = False) -> Iterator[LogRecord]:
+        """The lines it has written, with stream and time; with ``follow`` also those to come, until it ends."""
+        me = self._one()
+        splitter = LineSplitter()
+        with me.shim.ask("container.logs", {**me.address, "follow": follow}) as conversation:
+            while True:
+                message, _ = conversation.answer()
+                if message.get("event") == "end":
+                    break
+                yield from splitter.feed(message["chunks"])
+                if not follow:
+                    break
+        yield from splitter.rest()
+
+    # -- files ----------------------------------------------------------------------------------------------------
+
+    def read_bytes(self, path: str | os.PathLike[str]) -> bytes:
+        """The contents of a regular file. Links lead nowhere but into the container's own root."""
+        with os.fdopen(self._one().files.open(_absolute(path), os.O_RDONLY), "rb") as file:
+            return file.read()
+
+    def read_text(self, path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
+        """The contents of a text file."""
+        return self.read_bytes(path).decode(encoding)
+
+    def write_bytes(
+        self, path: str | os.PathLike[str], data: bytes, *, mode: int | None = None, user: int | None = None,
+        append: bool = False,
+    ) -> None:  # fmt: skip
+        """Write a file; directories that are missing are made. It belongs to root, or to the uid ``user``."""
+        target = _absolute(path)
+        agent = self._one().files
+        agent.ask("mkdir", path=os.path.dirname(target) or "/", parents=True, mode=0o755)
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else os.O_TRUNC)
+        with os.fdopen(agent.open(target, flags, 0o644 if mode is None else mode), "wb") as file:
+            file.write(data)
+        if mode is not None or user is not None:
+            agent.ask("own", path=target, mode=mode, uid=user, gid=user)
+
+    def write_text(self, path: str | os.PathLike[str], text: str, encoding: str = "utf-8", **options: Any) -> None:
+        """Write a text file; ``options`` as for :meth:`write_bytes`."""
+        self.write_bytes(path, text.encode(encoding), **options)
+
+    def exists(self, path: str | os.PathLike[str]) -> bool:
+        """True if there is something at ``path`` (a link that leads nowhere is nothing)."""
+        try:
+            self._one().files.ask("stat", path=_absolute(path))
+        except SandboxError as error:
+            if error.errno is None:
+                raise
+            return False
+        return True
+
+    def stat(self, path: str | os.PathLike[str], *, follow: bool = True) -> dict[str, Any]:
+        """``type`` (file, directory, symlink …), ``mode``, ``uid``, ``gid``, ``size``, ``mtime_ns``, ``target``."""
+        return self._one().files.ask("stat", path=_absolute(path), follow=follow)[0]
+
+    def listdir(self, path: str | os.PathLike[str] = "/") -> list[str]:
+        """The names in a directory, sorted."""
+        names: list[str] = self._one().files.ask("list", path=_absolute(path))[0]["names"]
+        return names
+
+    def mkdir(self, path: str | os.PathLike[str], mode: int = 0o755, *, parents: bool = False) -> None:
+        """Make a directory; with ``parents`` also those above it, and it may exist."""
+        self._one().files.ask("mkdir", path=_absolute(path), mode=mode, parents=parents)
+
+    def remove(self, path: str | os.PathLike[str], *, recursive: bool = False) -> None:
+        """Remove a file or an empty directory, or with ``recursive`` a whole tree."""
+        self._one().files.ask("remove", path=_absolute(path), recursive=recursive)
+
+    def copy_in(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+        """Copy a file or a tree of the host into the container, keeping modes and times; owners become root.
+
+        Like cp: if ``target`` is a directory, the copy is made in it under its own name.
+        """
+        path, destination = Path(source), _absolute(target)
+        agent = self._one().files
+        if os.fspath(target).endswith("/") or self._is_directory(destination):
+            destination = f"{destination.rstrip('/')}/{path.resolve().name}"
+        if not path.exists():
+            raise SandboxError("it does not exist on the host", operation="copy in", path=path)
+        agent.copy_in(path, destination)
+
+    def copy_out(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
+        """Copy a file or a tree of the container to the host, keeping modes and times; returns where it is.
+
+        Like cp: if ``target`` is a directory, the copy is made in it under its own name.
+        """
+        path = _absolute(source)
+        destination = Path(target)
+        if destination.is_dir():
+            destination /= os.path.basename(path.rstrip("/")) or self._one().name
+        self._one().files.copy_out(path, destination)
+        return destination
+
+    copy_into_container = copy_in
+    copy_from_container = copy_out
+
+    def _is_directory(self, path: str) -> bool:
+        try:
+            return bool(self.stat(path)["type"] == "directory")
+        except SandboxError:
+            return False
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """``creating``, ``running`` or ``stopped`` (OCI runtime spec)."""
+        return str(self._one().inspect()["state"])
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status of its command, negative for a signal; None while it runs."""
+        me = self._one()
+        document = me.exit or me.inspect()["exit"]
+        return document["returncode"] if document else None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its command to end (and not be restarted) and return the exit status."""
+        me = self._one()
+        if me.exit is None:
+            with me.shim.ask("container.wait", me.address) as conversation:
+                try:
+                    me.exit = conversation.answer(timeout)[0]
+                except TimeoutError:
+                    raise TimeoutExpired(me.args, timeout or 0, operation="wait for", container=me.name) from None
+        code = me.exit["returncode"]
+        if code is None:
+            raise SandboxError.from_dict(me.exit["error"])
+        return int(code)
+
+    def kill(self, signal: int | str = "KILL") -> None:
+        """Signal its command ("HUP", 1, signal.SIGHUP)."""
+        me = self._one()
+        me.shim.call("container.signal", **me.address, signal=signal_value(signal))
+
+    def stop(self, timeout: float | None = None) -> int:
+        """Ask it to stop (``Container.stop_signal``), kill it if it has not within ``timeout``; its exit status.
+
+        :param timeout: seconds; ``Container.stop_timeout`` if not given
+        """
+        me = self._one()
+        patience = me.model.stop_timeout if timeout is None else timeout
+        number = signal_value(stop_signal(me.model, me.image.config if me.image else None))
+        me.shim.call("container.signal", **me.address, signal=number, stopping=True)
+        try:
+            return self.wait(patience)
+        except TimeoutExpired:
+            me.shim.call("container.signal", **me.address, signal=9, stopping=True)
+            return self.wait(_KILL_PATIENCE)
+
+    def freeze(self) -> None:
+        """Stop every process of it where it stands (cgroup freezer); returns when they have."""
+        me = self._one()
+        me.shim.call("container.freeze", **me.address, frozen=True)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        me = self._one()
+        me.shim.call("container.freeze", **me.address, frozen=False)
+
+    def stats(self) -> Stats:
+        """What it uses now."""
+        me = self._one()
+        return Stats.from_message(me.shim.call("container.stats", **me.address))
+
+
+class RunningContainer(ContainerFace):
+    """A container of a running pod. Made by :func:`sandbox.start`; ``pod["name"]`` gives it."""
+
+    def __init__(self, pod: RunningPod, prepared: Prepared) -> None:
+        self.pod = pod
+        self.shim = pod.shim
+        self.model: Container = prepared.container
+        self.image = prepared.image
+        self.name = prepared.container.name
+        self.spec: dict[str, Any] = prepared.spec
+        self.args: list[str] = list(prepared.spec["process"]["args"])
+        #: How it ended, once somebody has seen it.
+        self.exit: dict[str, Any] | None = None
+        #: The master side of its terminal, if it has one and is not logged.
+        self.terminal: int | None = None
+        #: The socket on which it may say that it is ready (sd_notify(3)).
+        self.notify_socket: socket.socket | None = None
+        self._agent: FileAgent | None = None
+        self._lock = threading.Lock()
+
+    def _one(self) -> RunningContainer:
+        return self
+
+    def __repr__(self) -> str:
+        return f"<RunningContainer {self.name!r} of pod {self.pod.id!r}>"
+
+    @property
+    def address(self) -> dict[str, str]:
+        """How the shim finds it."""
+        return {"pod": self.pod.id, "container": self.name}
+
+    @property
+    def files(self) -> FileAgent:
+        """The agent for its files; started at the first use."""
+        with self._lock:
+            if self._agent is None:
+                self._agent = FileAgent(self.shim.fetch("container.files", **self.address))
+            return self._agent
+
+    def started(self, message: Mapping[str, Any], fds: list[int]) -> None:
+        """Take what came with the news that it runs."""
+        for name, fd in zip(message.get("fds") or (), fds, strict=True):
+            if name == "notify":
+                self.notify_socket = socket.socket(fileno=fd)
+            else:
+                self.terminal = fd
+
+    def watch_exit(self) -> Conversation:
+        """A conversation that becomes readable when it has ended; the caller closes it."""
+        return self.shim.ask("container.wait", self.address)
+
+    def inspect(self) -> dict[str, Any]:
+        """Name, state, exit, pid, started, restarts, args; a container that is gone counts as stopped."""
+        for pod in self.shim.call("pod.list")["pods"]:
+            if pod["id"] == self.pod.id:
+                for container in pod["containers"]:
+                    if container["name"] == self.name:
+                        found: dict[str, Any] = container
+                        return found
+        return {"name": self.name, "state": "stopped", "exit": self.exit, "pid": None}
+
+    @property
+    def usage(self) -> Usage | None:
+        """What it used in all, once it has ended."""
+        document = self.exit or self.inspect()["exit"]
+        return Usage.from_message(document["usage"]) if document and "usage" in document else None
+
+    def exited(self, document: Mapping[str, Any], doing: str) -> ContainerExited:
+        """The error for somebody who needed it alive."""
+        return ContainerExited(
+            operation=doing, container=self.name, returncode=document["returncode"],
+            oom_killed=bool(document.get("oom_killed")), logs=self.logs(tail=50),
+        )  # fmt: skip
+
+    def process_document(
+        self, args: list[str], env: Mapping[str, str] | None, cwd: str | None, user: str | int | None, *, tty: bool
+    ) -> dict[str, Any]:  # fmt: skip
+        """The ``process`` of an exec: like the container's own, with what is different."""
+        base = self.spec["process"]
+        merged = dict(line.partition("=")[::2] for line in base["env"])
+        merged.pop("NOTIFY_SOCKET", None)
+        if user is not None:
+            merged.pop("HOME", None)
+        if tty:
+            merged.setdefault("TERM", os.environ.get("TERM", "xterm"))
+        merged.update({name: str(value) for name, value in (env or {}).items()})
+        return {**base, "args": args, "env": [f"{k}={v}" for k, v in merged.items()], "cwd": cwd or base["cwd"],
+                "terminal": tty}  # fmt: skip
+
+    def signal_exec(self, number: int, tree: bool, signal: int) -> None:
+        """Signal a process that was exec'd in it."""
+        with contextlib.suppress(PodStateError):
+            self.shim.call("exec.signal", **self.address, exec=number, tree=tree, signal=signal)
+
+    def release(self) -> None:
+        """Close what is open here."""
+        if self._agent is not None:
+            self._agent.close()
+            self._agent = None
+        if self.notify_socket is not None:
+            self.notify_socket.close()
+            self.notify_socket = None
+        if self.terminal is not None:
+            os.close(self.terminal)
+            self.terminal = None
+
+
+def _finish(process: Process, input: AnyText | None, timeout: float | None) -> tuple[Any, Any]:
+    if process.terminal is not None:
+        return _finish_terminal(process, timeout)
+    try:
+        return process.communicate(input, timeout)
+    except TimeoutExpired as expired:
+        process.kill()
+        out, err = process.communicate(timeout=_KILL_PATIENCE)
+        raise TimeoutExpired(process.args, timeout or 0, out, err) from expired
+    except BaseException:
+        process.kill()
+        raise
+
+
+def _finish_terminal(process: Process, timeout: float | None) -> tuple[Any, Any]:
+    """Read a terminal until the last process has left it (EIO)."""
+    assert process.terminal is not None
+    deadline = None if timeout is None else time.monotonic() + timeout
+    got = bytearray()
+    import select
+
+    poller = select.poll()
+    poller.register(process.terminal, select.POLLIN)
+    while True:
+        if not poller.poll(None if deadline is None else max(deadline - time.monotonic(), 0) * 1000):
+            process.kill()
+            process.wait(_KILL_PATIENCE)
+            raise TimeoutExpired(process.args, timeout or 0, got.decode("utf-8", "backslashreplace"))
+        try:
+            data = os.read(process.terminal, 65536)
+        except OSError:
+            break
+        if not data:
+            break
+        got += data
+    process.wait(_KILL_PATIENCE)
+    return got.decode("utf-8", "backslashreplace"), ""
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    text = os.fspath(path)
+    if not text.startswith("/"):
+        raise SandboxError("paths in a container are absolute", operation="use the path", object=text, hint=f"/{text}")
+    return text
+
+
+def _stamp(seconds: float) -> str:
+    import datetime
+
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec='milliseconds')} "

@@ -1,0 +1,206 @@
+"""From models to requests: what the shim is asked in order to start a pod and its containers."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import secrets
+import warnings
+from typing import Any
+
+import attrs
+
+from sandbox import _host, _seccomp, cgroups, oci
+from sandbox.errors import LimitNotEnforceable, SandboxError
+from sandbox.images import Image, resolve
+from sandbox.linux.users import UserDatabase
+from sandbox.models import Container, Pod, read_files
+from sandbox.oci.limits import amount
+from sandbox.probes import wants_notify
+from sandbox.shim.client import OwnShim
+
+_DEFAULT_PROCESSES = 4096
+
+
+@attrs.frozen
+class Options:
+    """How pods are started, whatever is in them.
+
+    >>> Options(engine="crun").engine
+    'crun'
+    """
+
+    #: ``native``, ``crun`` or ``runc``.
+    engine: str = "native"
+    #: Who gives the cgroups: ``auto``, ``cgroupfs`` or ``none``.
+    cgroups: str = "auto"
+    #: The directory of the image store; None for the user's.
+    store: str | None = None
+
+    @classmethod
+    def from_environment(cls) -> Options:
+        """``SANDBOX_ENGINE``, ``SANDBOX_CGROUPS`` and ``SANDBOX_STORE``."""
+        environ = os.environ
+        return cls(environ.get("SANDBOX_ENGINE") or "native", environ.get("SANDBOX_CGROUPS") or "auto",
+                   environ.get("SANDBOX_STORE") or None)  # fmt: skip
+
+
+@attrs.frozen
+class Prepared:
+    """A container, ready to be asked for."""
+
+    container: Container
+    image: Image
+    #: The OCI document, as plain values.
+    spec: dict[str, Any]
+    #: The fields of the request, without the pod and the streams.
+    message: dict[str, Any]
+
+
+class Preparation:
+    """One pod on its way: its id, its cgroup, and the requests for its containers."""
+
+    def __init__(self, shim: OwnShim, pod: Pod, options: Options) -> None:
+        self.shim = shim
+        self.pod = pod
+        self.options = options
+        self.id = f"{pod.name or 'pod'}-{secrets.token_hex(4)}"
+        self._giver = cgroups.choose(options.cgroups)
+        self._host = attrs.evolve(
+            _host.facts(shim.idmap, shim.directory.space), pod_id=self.id, devices=_host.device_numbers(_devices(pod)),
+        )  # fmt: skip
+
+    def pod_document(self) -> dict[str, Any]:
+        """The pod part of the request. Raises :class:`LimitNotEnforceable`."""
+        self._check_limits()
+        self.shim.directory.note_traces(self._giver.traces(self.shim.directory.id))
+        grant = self._giver.grant(self.shim.directory.id, self.id)
+        resources = oci.resources_to_oci(self.pod.resources, self._host)
+        return {
+            "id": self.id,
+            "cgroup": grant.to_json() if grant else None,
+            "resources": oci.to_dict(resources) if resources else {},
+            "best_effort": self.pod.resources.best_effort,
+            "volumes": [{"name": v.name, "size": _size(v.size, self._host)} for v in self.pod.volumes],
+            "meta": self._meta(),
+        }
+
+    def _meta(self) -> dict[str, Any]:
+        return {
+            "name": self.pod.name, "labels": dict(self.pod.labels), "client": os.getpid(),
+            "test": os.environ.get("PYTEST_CURRENT_TEST"), "images": {c.name: c.image for c in self.pod.containers},
+            "cgroups": self._giver.name, "engine": self.options.engine,
+        }  # fmt: skip
+
+    def _check_limits(self) -> None:
+        """A limit that nobody here can keep is refused before anything exists."""
+        able = self._giver.controllers()
+        for owner in (self.pod, *self.pod.containers):
+            for field, controller in (("memory", "memory"), ("swap", "memory"), ("cpus", "cpu"), ("cpu_weight", "cpu"),
+                                      ("pids", "pids"), ("io", "io"), ("hugepages", "hugetlb")):  # fmt: skip
+                value = getattr(owner.resources, field)
+                if value and controller not in able and value != -1:
+                    self._refuse_limit(field, controller, value, best_effort=owner.resources.best_effort)
+
+    def _refuse_limit(self, field: str, controller: str, value: Any, *, best_effort: bool) -> None:
+        reason = cgroups.choose(self.options.cgroups).why_not()
+        error = LimitNotEnforceable(
+            operation="limit", object=f"{field}={value}", controller=controller, limit=f"{field}={value}",
+            detail=f"the cgroup controller `{controller}` is not available here",
+            cause=reason or f"cgroups come from `{self._giver.name}`, which has "
+                            f"{', '.join(sorted(self._giver.controllers())) or 'no controllers'}",
+            hint="run as root or with a delegated cgroup (see `sandbox doctor`), or pass best_effort=True to go without",
+        )  # fmt: skip
+        if not best_effort:
+            raise error
+        warnings.warn(f"{field}={value} is not enforced: {error.detail}", stacklevel=5)
+
+    def container(self, container: Container) -> Prepared:
+        """Resolve the image and translate. Raises :class:`ImageError`, :class:`UserNotFound`, …"""
+        image = resolve(container.image, store=self.options.store)
+        container = read_files(container)
+        for mount in container.mounts:
+            if mount.create and mount.source:
+                os.makedirs(mount.source, exist_ok=True)
+        notify = f"sandbox/{self.id}/{container.name}" if container.notify or wants_notify(container.ready) else None
+        spec = oci.to_dict(oci.to_spec(container, self.pod, image.config, self._host, users=_Users(image)))
+        if "pids" not in self._giver.controllers():
+            self._default_pids_as_rlimit(container, spec)
+        if notify:
+            spec["process"]["env"].append(f"NOTIFY_SOCKET=@{notify}")
+        message: dict[str, Any] = {
+            "name": container.name, "spec": spec, "rootfs": self._rootfs(container, image), "init": container.init,
+            "engine": self.options.engine, "restart": container.restart, "log_size": container.log_size, "notify": notify,
+        }  # fmt: skip
+        self._add_filter(message, spec)
+        return Prepared(container, image, spec, message)
+
+    def _default_pids_as_rlimit(self, container: Container, spec: dict[str, Any]) -> None:
+        """Nobody asked for the default limit on processes, so another way to keep it will do.
+
+        RLIMIT_NPROC counts the processes of each user of the pod's user namespace (getrlimit(2)).
+        """
+        if container.resources.pids is None and self.pod.resources.pids is None:
+            spec["linux"].get("resources", {}).pop("pids", None)
+            if "nproc" not in container.ulimits:
+                row = {"type": "RLIMIT_NPROC", "soft": _DEFAULT_PROCESSES, "hard": _DEFAULT_PROCESSES}
+                spec["process"].setdefault("rlimits", []).append(row)
+
+    def _rootfs(self, container: Container, image: Image) -> dict[str, Any]:
+        size = _size(container.resources.ephemeral_storage, self._host)
+        files = {} if (container.network or self.pod.network) == "host" else self._network_files(container)
+        if image.kind == "host":
+            return {"kind": "host", "size": size, "files": files}
+        return {"layers": [str(layer) for layer in image.layers], "idmap": image.id_mapped, "size": size, "files": files}
+
+    def _network_files(self, container: Container) -> dict[str, str]:
+        """The containers of a pod share localhost, so each is reachable there by name."""
+        hostname = container.hostname or self.pod.hostname or self.pod.name or self.id
+        names = dict.fromkeys((hostname, *(c.name for c in self.pod.containers)))
+        lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost", *(f"127.0.0.1 {name}" for name in names)]
+        lines += [f"{ip} {name}" for name, ip in {**self.pod.extra_hosts, **container.extra_hosts}.items()]
+        return {"/etc/hosts": "\n".join(lines) + "\n", "/etc/hostname": f"{hostname}\n", "/etc/resolv.conf": ""}
+
+    def _add_filter(self, message: dict[str, Any], spec: dict[str, Any]) -> None:
+        """The compiled filter goes along the first time the shim meets it."""
+        profile = spec.get("linux", {}).get("seccomp")
+        if not profile or self.options.engine != "native":
+            return
+        digest, program = _seccomp.compile_profile(profile)
+        message["seccomp"] = digest
+        if digest not in self.shim.known_filters:
+            message["seccomp_program"] = base64.b64encode(program).decode()
+            self.shim.known_filters.add(digest)
+
+
+class _Users:
+    """The image's users; read only if someone is looked up."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+
+    def lookup(self, user: str) -> Any:
+        files = self._image.users
+        return UserDatabase(files.passwd, files.group).lookup(user)
+
+
+def _size(value: Any, host: oci.Host) -> int | None:
+    return None if value is None else amount(value, host)
+
+
+def _devices(pod: Pod) -> list[str]:
+    paths = [device for c in pod.containers for device in c.resources.io]
+    paths += [device.partition(":")[0] for c in pod.containers for device in c.devices]
+    return [*paths, *pod.resources.io]
+
+
+def valid_name(name: str) -> str:
+    """``name`` with everything that has no place in a pod's name replaced."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_")[:40] or "pod"
+
+
+def start_error(error: SandboxError, container: str) -> SandboxError:
+    """Say which container it was about."""
+    error.container = error.container or container
+    return error

@@ -1,0 +1,65 @@
+"""Starting the containers of a pod: in the order that ``after`` demands, the rest at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
+
+from sandbox._container import RunningContainer
+from sandbox._launch import Prepared, start_error
+from sandbox.errors import SandboxError
+from sandbox.probes import wait_ready
+
+if TYPE_CHECKING:
+    from sandbox.pods import RunningPod
+
+
+def start_all(pod: RunningPod, prepared: Sequence[Prepared]) -> None:
+    """Start every container and wait until it is ready; the first error ends it all."""
+    if len(prepared) == 1:
+        _start_one(pod, prepared[0])
+        return
+    ready = {item.container.name: threading.Event() for item in prepared}
+    failed = threading.Event()
+    with ThreadPoolExecutor(len(prepared), thread_name_prefix="sandbox-start") as pool:
+        futures = [pool.submit(_in_turn, pod, item, ready, failed) for item in prepared]
+        _first_error(futures, pod, ready, failed)
+
+
+def _first_error(
+    futures: Sequence[Future[None]], pod: RunningPod, ready: dict[str, threading.Event], failed: threading.Event
+) -> None:  # fmt: skip
+    try:
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+    except BaseException:
+        failed.set()
+        for event in ready.values():
+            event.set()
+        pod.close()  # wakes those that wait for a container to become ready
+        raise
+
+
+def _in_turn(
+    pod: RunningPod, item: Prepared, ready: dict[str, threading.Event], failed: threading.Event
+) -> None:  # fmt: skip
+    for name in item.container.after:
+        ready[name].wait()
+    if not failed.is_set():
+        _start_one(pod, item)
+        ready[item.container.name].set()
+
+
+def _start_one(pod: RunningPod, item: Prepared) -> None:
+    container = RunningContainer(pod, item)
+    try:
+        with pod.shim.ask("container.start", {**item.message, "pod": pod.id, "stdio": "log"}) as conversation:
+            container.started(*conversation.answer())
+    except SandboxError as error:
+        raise start_error(error, container.name) from None
+    pod.containers[container.name] = container
+    if item.container.ready is not None:
+        wait_ready(container, item.container.ready, item.container.ready_timeout)

@@ -1,0 +1,226 @@
+"""Running pods: :func:`start` one, :func:`run` a command in one, and talk to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from sandbox._container import ContainerFace, RunningContainer, split_command
+from sandbox._launch import Options, Preparation, Prepared, start_error
+from sandbox._output import LogRecord, Stats
+from sandbox._process import DEVNULL, PIPE, STDOUT, AnyText, Process, Result, Streams, Usage
+from sandbox._start import start_all
+from sandbox.errors import CalledProcessError, PodStateError, SandboxError, TimeoutExpired
+from sandbox.models import Container, Pod, as_pod
+from sandbox.shim.client import Shim, own_shim
+
+__all__ = [
+    "DEVNULL", "PIPE", "STDOUT", "LogRecord", "Options", "Process", "Result", "RunningContainer", "RunningPod", "Stats",
+    "Usage", "run", "start",
+]  # fmt: skip
+
+
+class RunningPod(ContainerFace):
+    """A pod that was started. ``pod["name"]`` is one of its containers; if it has only one, the pod acts as it.
+
+    A context manager: leaving it removes the pod, whatever its containers are doing.
+    """
+
+    def __init__(self, shim: Shim, pod_id: str, model: Pod) -> None:
+        self.shim = shim
+        self.id = pod_id
+        self.model = model
+        self.containers: dict[str, RunningContainer] = {}
+        self._published: dict[tuple[int, str, int], tuple[str, int]] = {}
+        self._removed = False
+
+    def __repr__(self) -> str:
+        return f"<RunningPod {self.id!r}: {', '.join(self.containers)}>"
+
+    def __getitem__(self, name: str) -> RunningContainer:
+        """The container called ``name``; :class:`KeyError` names those there are."""
+        try:
+            return self.containers[name]
+        except KeyError:
+            raise KeyError(f"{name!r}: the containers of this pod are {', '.join(self.containers)}") from None
+
+    def __iter__(self) -> Iterator[RunningContainer]:
+        return iter(self.containers.values())
+
+    def __len__(self) -> int:
+        return len(self.containers)
+
+    def __enter__(self) -> RunningPod:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:  # fmt: skip
+        self.close()
+
+    def _one(self) -> RunningContainer:
+        if len(self.containers) != 1:
+            raise PodStateError(
+                f"it has {len(self.containers)} containers", operation="use as one container the pod", object=self.id,
+                hint=f"say which: pod[{next(iter(self.containers), 'name')!r}]",
+            )  # fmt: skip
+        return next(iter(self.containers.values()))
+
+    @property
+    def name(self) -> str | None:
+        """The name it was given."""
+        return self.model.name
+
+    # -- network --------------------------------------------------------------------------------------------------
+
+    def socket(self, family: int = socket.AF_INET, type: int = socket.SOCK_STREAM, proto: int = 0) -> socket.socket:
+        """A socket in the pod's network: connect it, or bind it and let the pod connect to it."""
+        return socket.socket(fileno=self.shim.fetch(
+            "pod.socket", pod=self.id, family=int(family), type=int(type), protocol=int(proto)
+        ))  # fmt: skip
+
+    def connect(self, port: int, host: str = "127.0.0.1", *, timeout: float | None = 10.0) -> socket.socket:
+        """A TCP connection to a port of the pod, without any port of the host. Raises :class:`ConnectionError`."""
+        sock = self.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        try:
+            sock.settimeout(timeout)
+            sock.connect((host, port))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def publish(self, port: int, *, host: str = "127.0.0.1", host_port: int = 0) -> tuple[str, int]:
+        """An address on the host that leads to ``port`` of the pod: (host, port), open as long as the pod is there.
+
+        A free port is chosen and held at once, so nobody else can get it in between.
+        """
+        key = (port, host, host_port)
+        if key not in self._published:
+            answer = self.shim.call("pod.publish", pod=self.id, port=port, host=host, host_port=host_port)
+            self._published[key] = (answer["host"], answer["port"])
+        return self._published[key]
+
+    def url(self, port: int, path: str = "/", *, scheme: str = "http") -> str:
+        """A URL for the published ``port``."""
+        host, host_port = self.publish(port)
+        return f"{scheme}://{host}:{host_port}{path if path.startswith('/') else f'/{path}'}"
+
+    def get_container_host_ip(self) -> str:
+        """The address at which published ports are found (testcontainers' name for it)."""
+        return "127.0.0.1"
+
+    def get_exposed_port(self, port: int) -> int:
+        """The host's port that leads to ``port`` of the pod (testcontainers' name for it)."""
+        return self.publish(port)[1]
+
+    # -- end ------------------------------------------------------------------------------------------------------
+
+    def stop_all(self, timeout: float | None = None) -> dict[str, int]:
+        """Ask every container to stop, those first that others do not need; their exit statuses."""
+        order = sorted(self.containers.values(), key=lambda c: len(_needed_by(self.model, c.name)))
+        return {container.name: container.stop(timeout) for container in order}
+
+    def close(self) -> None:
+        """Remove the pod: kill what runs, give everything back. Returns when it is gone; may be called again."""
+        if self._removed:
+            return
+        self._removed = True
+        for container in self.containers.values():
+            if container.exit is None:
+                container.exit = container.inspect()["exit"]
+            container.release()
+        with contextlib.suppress(PodStateError):
+            self.shim.call("pod.remove", pod=self.id)
+
+
+def _needed_by(pod: Pod, name: str) -> set[str]:
+    """The containers that come after ``name``, also by way of others."""
+    direct = {c.name for c in pod.containers if name in c.after}
+    return direct | {further for d in direct for further in _needed_by(pod, d)}
+
+
+def start(
+    subject: Pod | Container | Iterable[Container] | None = None, /, *, options: Options | None = None, **fields: Any
+) -> RunningPod:  # fmt: skip
+    """Start a pod and wait until it is ready.
+
+    ``subject`` and ``fields`` describe it (:func:`sandbox.as_pod`): ``start(image="redis:7", ready=Port(6379))``.
+
+    :raises ImageError: the image is unknown or broken
+    :raises SetupError: a step of making a container failed; CommandNotFound, UserNotFound … are kinds of it
+    :raises ReadinessTimeout: it did not become ready in time
+    :raises ContainerExited: it ended before it was ready
+    """
+    shim = own_shim()
+    preparation = Preparation(shim, as_pod(subject, **fields), options or Options.from_environment())
+    prepared = [_prepare(preparation, container) for container in preparation.pod.containers]
+    shim.call("pod.create", pod=preparation.pod_document())
+    pod = RunningPod(shim, preparation.id, preparation.pod)
+    try:
+        start_all(pod, prepared)
+    except BaseException:
+        pod.close()
+        raise
+    return pod
+
+
+def _prepare(preparation: Preparation, container: Container) -> Prepared:
+    try:
+        return preparation.container(container)
+    except SandboxError as error:
+        raise start_error(error, container.name) from error.__cause__
+
+
+def run(
+    command: str | Sequence[str | os.PathLike[str]] | None = None, *, input: AnyText | None = None,
+    timeout: float | None = None, check: bool = False, text: bool = True, options: Options | None = None,
+    stdin: Any = None, stdout: Any = PIPE, stderr: Any = PIPE, **fields: Any,
+) -> Result[Any]:  # fmt: skip
+    """Run a command in a container of its own and wait for it; nothing of it is left afterwards.
+
+    ``fields`` describe the container (:func:`sandbox.as_pod`): ``run(["make"], image="debian:12", memory="1G")``. Without
+    a command the image's own is run. ``input``, ``timeout``, ``check``, ``text`` and the streams are as in
+    :func:`subprocess.run`; a timeout kills everything.
+    """
+    if command is not None:
+        fields["command"] = split_command(command)
+    shim = own_shim()
+    preparation = Preparation(shim, as_pod(**fields), options or Options.from_environment())
+    prepared = _prepare(preparation, preparation.pod.containers[0])
+    streams = Streams(PIPE if input is not None else stdin, stdout, stderr, text=text)
+    message = {**prepared.message, "pod": preparation.pod_document(), "stdio": "fds", "wait": True, "remove": True}
+    try:
+        conversation = shim.ask("container.start", message, streams.given)
+    except BaseException:
+        streams.close()
+        raise
+    finally:
+        streams.release()
+    args = prepared.spec["process"]["args"]
+    with conversation, contextlib.closing(streams):
+        try:
+            process = Process(args, conversation, streams, _no_signals)
+            out, err = process.communicate(input, timeout)
+        except TimeoutExpired:
+            with contextlib.suppress(PodStateError):
+                shim.call("pod.remove", pod=preparation.id)
+            raise
+        except SandboxError as error:
+            raise start_error(error, prepared.container.name) from None
+    result = Result(args, process.returncode or 0, out, err, process.duration, process.usage, process.oom_killed)
+    if check and result.returncode:
+        raise CalledProcessError(result.returncode, args, out, err, oom_killed=process.oom_killed)
+    return result
+
+
+def _no_signals(_number: int, _tree: bool, _signal: int) -> None:
+    """A pod that is removed as a whole needs no signals to its processes."""
+
+
+_ = (Mapping, time)
