@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from sandbox.linux import constants as c, syscalls
@@ -31,11 +31,15 @@ class Placement(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """A process that is on its way; ``channel`` tells how it fares (end of file: the program runs)."""
+    """A process that is on its way; ``channel`` tells how it fares (end of file: the program runs).
+
+    ``namespaces``: descriptors of a container's namespaces, for whoever keeps it.
+    """
 
     pid: int
     pidfd: int
     channel: socket.socket
+    namespaces: dict[str, int]
 
 
 def user_namespace(idmap: IdMap) -> int:
@@ -83,17 +87,29 @@ def start(
         theirs.close()
         for fd in (*clones, *prepared.values()):
             os.close(fd)
-    if pod is None:
-        try:
+    try:
+        if pod is None:
             write_map(pid, idmap)
-        except OSError:
-            syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            os.close(pidfd)
-            ours.close()
-            raise
-    ours.send(b"go")
-    return Launch(pid, pidfd, ours)
+        # Before the child goes on: it makes itself uninspectable, and these links with it.
+        namespaces = open_namespaces(pid, plan.namespaces)
+        ours.send(b"go")
+    except BaseException:
+        syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(pidfd)
+        ours.close()
+        raise
+    return Launch(pid, pidfd, ours, namespaces)
+
+
+def open_namespaces(pid: int, kinds: Iterable[str]) -> dict[str, int]:
+    """Descriptors of the namespaces of a process that others will join: the pod's, and its own process and mount ones."""
+    wanted = (*POD_NAMESPACES, "pid", "mount")
+    return {
+        kind: os.open(f"/proc/{pid}/ns/{c.NAMESPACES[kind][1]}", os.O_RDONLY | os.O_CLOEXEC)
+        for kind in kinds
+        if kind in wanted
+    }
 
 
 def _clone(order: init.Order, channel: socket.socket, pod: Mapping[str, int] | None, cgroup_fd: int) -> tuple[int, int]:
@@ -165,4 +181,4 @@ def execute(
         raise
     finally:
         theirs.close()
-    return Launch(pid, pidfd, ours)
+    return Launch(pid, pidfd, ours, {})

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from sandbox.linux import constants as c, syscalls
+from sandbox.linux import syscalls
 from sandbox.linux.cgroup import Cgroup
 from sandbox.runtime import external, hooks, native
 from sandbox.runtime.failure import Failure, describe
@@ -83,7 +83,8 @@ class Launcher:
             launch = self._engine_start(pod, container, stdio, where, stack)
         child = Child(self._loop, launch, where)
         container.child = child
-        self._adopt(pod, container, launch.pid)
+        container.namespaces = launch.namespaces
+        pod.adopt_namespaces(launch.namespaces)
         for read_end, stream in container.pending_logs:
             container.drains.append(container.logs.attach(self._loop, read_end, stream))
         container.pending_logs = []
@@ -124,16 +125,6 @@ class Launcher:
             container.pending_logs.append((read_end, stream))
             streams.append(write_end)
         return streams
-
-    @staticmethod
-    def _adopt(pod: Pod, container: Container, pid: int) -> None:
-        """Open the namespaces while the process is known to exist."""
-        if pod.namespaces is None:
-            pod.adopt_namespaces(pid, container.plan.namespaces)
-        container.namespaces = {
-            kind: os.open(f"/proc/{pid}/ns/{c.NAMESPACES[kind][1]}", os.O_RDONLY | os.O_CLOEXEC)
-            for kind in ("user", "pid", "mount")
-        }
 
     # -- life -----------------------------------------------------------------------------------------------------
 

@@ -137,13 +137,10 @@ class Pod:
             raise
         return cgroup
 
-    def adopt_namespaces(self, pid: int, kinds: Mapping[str, str | None]) -> None:
+    def adopt_namespaces(self, opened: Mapping[str, int]) -> None:
         """Keep the namespaces that the pod's first container made, for the others and for the pod's sockets."""
-        self.namespaces = {
-            kind: os.open(f"/proc/{pid}/ns/{c.NAMESPACES[kind][1]}", os.O_RDONLY | os.O_CLOEXEC)
-            for kind in POD_NAMESPACES
-            if kind in kinds
-        }
+        if self.namespaces is None:
+            self.namespaces = {kind: os.dup(fd) for kind, fd in opened.items() if kind in POD_NAMESPACES}
 
     @property
     def netns_fd(self) -> int | None:
