@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -341,7 +340,7 @@ class Unpacker:
     def _clear(self, parent: int, name: bytes, path: bytes) -> None:
         """Remove what a later entry replaces. Paths may have led through it: start afresh with directories."""
         if _is_directory(parent, name):
-            shutil.rmtree(name, dir_fd=parent)
+            _remove_tree(parent, name)
             self._drop_pending(path)
         else:
             os.unlink(name, dir_fd=parent)
@@ -411,6 +410,21 @@ class Unpacker:
 
 def _is_directory(parent: int, name: bytes) -> bool:
     return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+
+
+def _remove_tree(parent: int, name: bytes | str) -> None:
+    directory = os.open(name, _OPEN_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        with os.scandir(directory) as entries:
+            children = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        for child, is_directory in children:
+            if is_directory:
+                _remove_tree(directory, child)
+            else:
+                os.unlink(child, dir_fd=directory)
+    finally:
+        os.close(directory)
+    os.rmdir(name, dir_fd=parent)
 
 
 def _on_the_way(path: bytes, error: OSError) -> EntryError:

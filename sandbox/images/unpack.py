@@ -10,24 +10,29 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
-from pathlib import Path
-from typing import Any
 
 from sandbox.images.layers import EntryError, Unpacker
 from sandbox.images.limits import Limits
 from sandbox.images.tar import BadArchive, TarStream, TooLarge
+from sandbox.linux.capabilities import mask
+from sandbox.linux.syscalls import capset
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["command", "main"]
 
+#: What giving files their owners, modes and attributes takes, capabilities(7).
+_CAPABILITIES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_SETFCAP")
 _BOOT = "import sys; sys.path[:0] = [sys.argv[1]]; from sandbox.images.unpack import main; main(sys.argv[2:])"
 
 
 def command(verb: str, *arguments: str) -> list[str]:
     """The command line that runs :func:`main` in a fresh, isolated interpreter."""
-    library = str(Path(__file__).resolve().parents[2])
+    library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     return [sys.executable, "-I", "-S", "-c", _BOOT, library, verb, *arguments]
 
 
@@ -48,8 +53,11 @@ def _unpack(directory: str, options: dict[str, Any]) -> dict[str, Any]:
     os.umask(0)
     limits = Limits(*options["limits"])
     parents = [os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for parent in options["parents"]]
-    root = _enter(directory)
     archive = TarStream(0, limits)
+    try:
+        root = _enter(directory)
+    except OSError as error:
+        return {"error": {"detail": f"lock the unpacking process into {directory}", "errno": error.errno}}
     try:
         return Unpacker(root, limits, owners=options["owners"], parents=parents).unpack(archive)._asdict()
     except TooLarge as error:
@@ -64,15 +72,22 @@ def _unpack(directory: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _enter(directory: str) -> int:
-    """Make the layer's directory this process's root directory, and return a descriptor of it."""
+    """Make the layer's directory this process's root directory, and return a descriptor of it.
+
+    Of root's powers only those over files are kept.
+    """
     root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     os.fchdir(root)
     os.chroot(".")
+    keep = mask(_CAPABILITIES)
+    capset(keep, keep, 0)
     return root
 
 
 def _remove(directory: str) -> dict[str, Any]:
     """Remove a tree whose owners the caller has no power over."""
+    import shutil
+
     try:
         shutil.rmtree(directory)
     except OSError as error:

@@ -28,7 +28,7 @@ pytestmark = requires("userns")
 
 ROOT = os.geteuid() == 0
 SOMETHING = [
-    make.directory("d", mode=0o2750, uid=5, gid=6),
+    make.directory("d", mode=0o2755, uid=5, gid=6),
     make.file("d/f", "x", mode=0o4755, uid=7, gid=8),
     make.symlink("d/l", "f", uid=9, gid=10),
     make.fifo("d/p", uid=11, gid=12),
