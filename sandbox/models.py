@@ -158,7 +158,7 @@ class Container:
     user: str | None = attrs.field(default=None, kw_only=True, converter=attrs.converters.optional(v.user))
     #: Supplementary groups in addition, by name or number.
     groups: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=v.groups)
-    #: Its own host name. ``None``: the pod's.
+    #: Its host name; only for a container that is alone in its pod. ``None``: the pod's.
     hostname: str | None = attrs.field(
         default=None, kw_only=True, converter=attrs.converters.optional(v.hostname)
     )
@@ -188,7 +188,7 @@ class Container:
     sysctls: FrozenDict[str, str] = attrs.field(default=FrozenDict(), kw_only=True, converter=v.sysctls)
     #: More lines for /etc/hosts: name → address.
     extra_hosts: FrozenDict[str, str] = attrs.field(default=FrozenDict(), kw_only=True, converter=v.hosts)
-    #: ``None``: the pod's network. ``"private"``: loopback of its own. ``"host"``: the host's.
+    #: Its network, ``"private"`` or ``"host"``; only for a container that is alone in its pod. ``None``: the pod's.
     network: str | None = attrs.field(
         default=None, kw_only=True, converter=attrs.converters.optional(_network)
     )
@@ -283,6 +283,7 @@ class Pod:
         self._check_order()
         self._check_volumes()
         self._check_sysctls()
+        self._check_shared()
 
     def _check_names(self) -> None:
         for name in self.names:
@@ -322,6 +323,24 @@ class Pod:
             if key.startswith("net."):
                 detail = "would change the host, whose network this shares"
                 raise model_error(owner, "sysctls", key, detail)
+
+    def _check_shared(self) -> None:
+        """What lies in namespaces that containers share cannot differ between them (kernel: one per namespace)."""
+        if len(self.containers) == 1:
+            return
+        for container in self.containers:
+            shared = {"network": self.network, "hostname": self.hostname or self.name}
+            for field, common in shared.items():
+                value = getattr(container, field)
+                if value not in {None, common}:
+                    hint = f"set it on the pod: Pod(..., {field}={value!r})"
+                    raise model_error(container, field, value, "containers of a pod share it", hint)
+        settings: dict[str, str] = dict(self.sysctls)
+        for container in self.containers:
+            for key, value in container.sysctls.items():
+                if settings.setdefault(key, value) != value:
+                    detail = f"containers of a pod share it, and another one sets it to {settings[key]!r}"
+                    raise model_error(container, "sysctls", {key: value}, detail)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -37,9 +37,8 @@ OCI_VERSION = "1.0.2"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_UMASK = 0o022
 
-#: Annotations that tell our own engine what the runtime spec has no word for.
+#: An annotation that tells a reader of the document what the runtime spec has no word for.
 ANNOTATION_INIT = "io.pytest-sandbox.init"
-ANNOTATION_NETWORK = "io.pytest-sandbox.network"
 
 _INFINITY = 2**64 - 1
 _NAMESPACES = ("user", "mount", "pid", "ipc", "uts", "cgroup")
@@ -137,8 +136,6 @@ def _profile(container: Container) -> Any:
 
 def _annotations(container: Container) -> dict[str, str]:
     own = {ANNOTATION_INIT: "true"} if container.init else {}
-    if container.network == "private":
-        own[ANNOTATION_NETWORK] = "private"
     return {**own, **container.annotations}
 
 

@@ -48,7 +48,6 @@ FULL = Pod(
             working_dir="/data/./x//",
             user="postgres:999",
             groups=["adm", 5],
-            hostname="db.local",
             mounts=["/srv:/srv:ro,nosuid", ("data", "/data"), Mount.tmpfs("/tmp", size="10%", mode="700")],
             resources=Resources(
                 memory="1.5G", swap=0, cpus="150%", cpu_weight=50, pids="max", hugepages={"2M": "64M"}
@@ -201,6 +200,20 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: Pod(Container(), volumes=["a", "a"]), "two volumes are named 'a'"),
     (lambda: Pod(Container(), network="host", sysctls={"net.core.somaxconn": 1}), "would change the host"),
     (lambda: Pod(Container(sysctls={"net.core.somaxconn": 1}), network="host"), "Container.sysctls"),
+    (
+        lambda: Pod([Container("a", network="host"), Container("b")]),
+        "Container.network = 'host': containers of a pod",
+    ),
+    (
+        lambda: Pod([Container("a", hostname="x"), Container("b")], name="y"),
+        "set it on the pod: Pod(..., hostname='x')",
+    ),
+    (
+        lambda: Pod(
+            [Container("a", sysctls={"kernel.shmmax": 1}), Container("b", sysctls={"kernel.shmmax": 2})]
+        ),
+        "another one sets it to '1'",
+    ),
     (lambda: Container(resources={"mem": 1}), "Container.resources = {'mem': 1}: "),
 ]
 
