@@ -64,7 +64,7 @@ class Summary(NamedTuple):
     entries: int
     #: Entries that were left out, and extended attributes that were, as ``name [attribute]``.
     skipped: list[str]
-    #: Directories that the archive has no entry for; a lower layer may know their mode and owner.
+    #: Directories (the first 1000) that the archive has no entry for; a lower layer may know their mode and owner.
     implicit: list[str]
     #: Everything below this layer is hidden. Overlayfs knows no opaque root: lower layers must be left out.
     opaque: bool
@@ -110,23 +110,31 @@ class Unpacker:
         :raises EntryError: an entry is refused, by us or by the kernel
         :raises sandbox.images.tar.BadArchive: the archive is damaged
         """
-        for entry in archive:
-            try:
-                self._add(entry, archive)
-            except EntryError as error:
-                error.entry = _show(entry.name)
-                raise
-            except OSError as error:
-                raise _refusal(error, entry.name, entry.uid, entry.gid) from error
-            except (OverflowError, ValueError) as error:  # of the os functions, before any system call
-                failed = EntryError(f"a value that the kernel cannot store: {error}")
-                failed.entry = _show(entry.name)
-                raise failed from error
-            if self._closing:
-                self._close()
-        self._finish()
-        implicit = sorted(_show(path) for path in self._implicit)
+        try:
+            for entry in archive:
+                self._take(entry, archive)
+            self._finish()
+        finally:
+            self._forget()
+            self._close()
+        implicit = sorted(_show(path) for path in self._implicit)[:_NOTED]
         return Summary(archive.count, self._skipped, implicit, self._opaque)
+
+    def _take(self, entry: tar.Entry, archive: tar.TarStream) -> None:
+        """One entry; whatever goes wrong with it carries its name."""
+        try:
+            self._add(entry, archive)
+        except EntryError as error:
+            error.entry = _show(entry.name)
+            raise
+        except OSError as error:
+            raise _refusal(error, entry.name, entry.uid, entry.gid) from error
+        except (OverflowError, ValueError) as error:  # of the os functions, before any system call
+            failed = EntryError(f"a value that the kernel cannot store: {error}")
+            failed.entry = _show(entry.name)
+            raise failed from error
+        if self._closing:
+            self._close()
 
     def _add(self, entry: tar.Entry, archive: tar.TarStream) -> None:
         parts = [part for part in entry.name.split(b"/") if part and part != b"."]
@@ -321,6 +329,8 @@ class Unpacker:
             return self._open(path)
         self._pending[path] = self._as_below(path)
         self._implicit.add(path)
+        if len(self._implicit) > self._limits.entries:
+            raise tar.TooLarge("entries", self._limits.entries)
         return self._open(path)
 
     def _as_below(self, path: bytes) -> _Attributes:

@@ -72,19 +72,23 @@ class Store:
     PosixPath('/var/lib/sandbox/layers/sha256/…/diff')
     """
 
-    def __init__(self, root: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> None:
-        self.root = Path(root).absolute()
+    def __init__(self, root: str | os.PathLike[str] | None = None, limits: Limits = DEFAULT_LIMITS) -> None:
+        """A store in a directory, which is made when it is first needed; by default this user's store."""
+        self._given = root
         self.limits = limits
 
     @classmethod
     def default(cls) -> Store:
         """``$SANDBOX_STORE``, else /var/lib/sandbox for root and ``$XDG_DATA_HOME/sandbox`` for everyone else."""
-        if given := os.environ.get("SANDBOX_STORE"):
-            return cls(given)
-        if os.geteuid() == 0:
-            return cls("/var/lib/sandbox")
-        data = os.environ.get("XDG_DATA_HOME", "")
-        return cls(Path(data if data.startswith("/") else Path.home() / ".local/share") / "sandbox")
+        return cls()
+
+    @cached_property
+    def root(self) -> Path:
+        """Where the store is.
+
+        :raises StoreError: this user has no home directory to put it in
+        """
+        return (_default_root() if self._given is None else Path(self._given)).absolute()
 
     @cached_property
     def id_mapped(self) -> bool:
@@ -309,6 +313,22 @@ class Store:
         if tree.exists():
             text = problem.decode(errors="replace").strip()
             raise StoreError(operation="remove", object=str(tree), cause=text or None)
+
+
+def _default_root() -> Path:
+    if given := os.environ.get("SANDBOX_STORE"):
+        return Path(given)
+    if os.geteuid() == 0:
+        return Path("/var/lib/sandbox")
+    data = os.environ.get("XDG_DATA_HOME", "")
+    try:
+        return Path(data if data.startswith("/") else Path.home() / ".local/share") / "sandbox"
+    except RuntimeError:
+        raise StoreError(
+            "this user has no home directory",
+            operation="open image store",
+            hint="set SANDBOX_STORE to a directory",
+        ) from None
 
 
 def _plain_directory(path: Path) -> None:

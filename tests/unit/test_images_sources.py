@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import pickle
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -325,6 +326,25 @@ def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     for unusable in ("", "relative"):
         monkeypatch.setenv("XDG_DATA_HOME", unusable)
         assert Store.default().root == tmp_path / "home/.local/share/sandbox"
+
+
+def test_without_a_home_only_images_without_layers_work(
+    monkeypatch: pytest.MonkeyPatch, layout: Path
+) -> None:
+    for name in ("SANDBOX_STORE", "XDG_DATA_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 2_000_000_000)
+    monkeypatch.setattr(os, "getuid", lambda: 2_000_000_000)
+    assert resolve("host").kind == "host"
+    with pytest.raises(ImageError, match="no home directory") as caught:
+        resolve(f"oci:{layout}")
+    assert caught.value.hint == "set SANDBOX_STORE to a directory"
+
+
+def test_images_survive_pickling(layout: Path, store: Store) -> None:
+    image = resolve(f"oci:{layout}", store=store)
+    again = pickle.loads(pickle.dumps(image))
+    assert (again.layers, again.config, again.users) == (image.layers, image.config, image.users)
 
 
 def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
