@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from sandbox.oci.seccomp import LinuxSeccomp, SeccompArg, SeccompSyscall
 
 ALLOW, ERRNO = "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"
-EPERM, ENOSYS = 1, 38
+EPERM, ENOSYS, EAFNOSUPPORT = 1, 38, 97
 
 #: Calls that every program may make, by what they are for.
 ALLOWED: dict[str, str] = {
@@ -143,6 +143,9 @@ AF_PACKET = 17
 #: PER_LINUX, PER_LINUX32, both with UNAME26, and "tell me": nothing that weakens memory protection.
 PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
+#: ADDR_NO_RANDOMIZE: what debuggers ask for (setarch -R), and take a plain refusal for.
+NO_RANDOMIZE = 0x0040000
+
 #: ioctls that type into the terminal of whoever started the sandbox: TIOCSTI, TIOCLINUX.
 REFUSED_IOCTLS = (0x5412, 0x541C)
 
@@ -182,15 +185,22 @@ def _rules(machine: str, trusted: frozenset[str]) -> Iterator[SeccompSyscall]:
     yield _allow([*allowed, *ALLOWED_ON.get(machine, "").split(), *granted])
     yield SeccompSyscall(names=tuple(refused), action=ERRNO, errno_ret=EPERM)
     yield from _clone(machine, "CAP_SYS_ADMIN" in trusted)
-    for family in (*FAMILIES.values(), *([AF_PACKET] if "CAP_NET_RAW" in trusted else [])):
-        yield _allow(["socket"], _masked(0, _INT, family))
+    yield from _socket((*FAMILIES.values(), *([AF_PACKET] if "CAP_NET_RAW" in trusted else [])))
     for persona in PERSONALITIES:
         yield _allow(["personality"], _masked(0, _INT, persona))
+    yield _refuse("personality", EPERM, _masked(0, NO_RANDOMIZE | 1 << 31, NO_RANDOMIZE))
     for mask, value in _all_but(REFUSED_IOCTLS):
         yield _allow(["ioctl"], _masked(1, mask, value))
     for number in REFUSED_IOCTLS:
-        denied = (_masked(1, _INT, number),)
-        yield SeccompSyscall(names=("ioctl",), action=ERRNO, errno_ret=EPERM, args=denied)
+        yield _refuse("ioctl", EPERM, _masked(1, _INT, number))
+
+
+def _socket(families: tuple[int, ...]) -> Iterator[SeccompSyscall]:
+    """Other families are what they are to a kernel built without them."""
+    for family in families:
+        yield _allow(["socket"], _masked(0, _INT, family))
+    for mask, value in _all_but(families):
+        yield _refuse("socket", EAFNOSUPPORT, _masked(0, mask, value))
 
 
 def _clone(machine: str, trusted: bool) -> Iterator[SeccompSyscall]:
@@ -203,6 +213,10 @@ def _clone(machine: str, trusted: bool) -> Iterator[SeccompSyscall]:
 
 def _allow(names: Iterable[str], *args: SeccompArg) -> SeccompSyscall:
     return SeccompSyscall(names=tuple(names), action=ALLOW, args=args or None)
+
+
+def _refuse(name: str, errno: int, condition: SeccompArg) -> SeccompSyscall:
+    return SeccompSyscall(names=(name,), action=ERRNO, errno_ret=errno, args=(condition,))
 
 
 def _masked(index: int, mask: int, value: int) -> SeccompArg:
