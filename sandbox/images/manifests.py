@@ -219,6 +219,8 @@ def image_from(
     if len(diff_ids) != len(layers):
         detail = f"{len(layers)} layers in the manifest, {len(diff_ids)} in the configuration"
         raise ImageError(detail, operation="read configuration of", object=image)
+    if not layers:
+        raise ImageError("it has no layers, so there is nothing to run", operation="open image", object=image)
     blobs = [
         LayerBlob(image, diff_id, opener, layer.digest if layer else None, layer.size if layer else None)
         for diff_id, layer, opener in zip(diff_ids, layers, openers, strict=True)

@@ -136,6 +136,12 @@ def test_bad_layouts(layout: Path, store: Store, name: str, content: str, compla
     assert complaint in str(caught.value)
 
 
+def test_an_image_without_layers(tmp_path: Path, store: Store) -> None:
+    layout = make.make_layout(tmp_path / "empty")
+    with pytest.raises(ImageError, match="it has no layers"):
+        resolve(f"oci:{layout}", store=store)
+
+
 @pytest.mark.parametrize(
     ("limits", "complaint"),
     [
