@@ -118,7 +118,7 @@ def named_errors(cls: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.At
     ]
 
 
-def _checked(class_name: str, name: str, convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _checked(class_name: str, name: str, convert: Any) -> Callable[[Any], Any]:
     def run(value: Any) -> Any:
         try:
             return convert(value)
@@ -379,5 +379,5 @@ def short_repr(self: Any) -> str:
 
 
 def _default(field: attrs.Attribute[Any]) -> Any:
-    default = field.default
-    return default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type]
+    factory = getattr(field.default, "factory", None)
+    return factory() if factory else field.default
