@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sandbox import _bpf
 from sandbox.errors import SpecError, UnsupportedFeature
 
 #: Changes when the same profile would be compiled differently.
-_GENERATION = "1"
+_GENERATION = "3"
 _memory: dict[str, bytes] = {}
 
 
@@ -58,16 +59,38 @@ def _compile(profile: Mapping[str, Any]) -> bytes:
             operation="compile the seccomp profile", feature="libseccomp", cause=str(error),
             hint="install libseccomp (Debian: libseccomp2), or pass seccomp='unconfined' to go without a filter",
         ) from None  # fmt: skip
-    default = _action(pyseccomp, profile["defaultAction"], profile.get("defaultErrnoRet"))
-    filter_ = pyseccomp.SyscallFilter(default)
+    whole = _libseccomp(pyseccomp, profile)
+    odd = {name for rule in profile.get("syscalls") or () if not _is_range(rule) for name in rule["names"]}
+    rest = [rule for rule in profile.get("syscalls") or () if odd.intersection(rule["names"])]
+    remainder = _libseccomp(pyseccomp, {**profile, "syscalls": [{**r, "names": sorted(odd & set(r["names"]))} for r in rest]})
+    return _bpf.shrink(whole, remainder, profile.get("architectures") or ())
+
+
+def _is_range(rule: Mapping[str, Any]) -> bool:
+    """Whether a rule is about all calls, or about a range of the low word of one argument."""
+    conditions = rule.get("args") or ()
+    return not conditions or (
+        len(conditions) == 1 and conditions[0]["op"] == "SCMP_CMP_MASKED_EQ" and _is_prefix(conditions[0]["value"])
+    )
+
+
+def _is_prefix(mask: int) -> bool:
+    """Ones, then zeroes, in 32 bits: what such a mask selects is one range."""
+    inverse = ~mask & 0xFFFFFFFF
+    return mask <= 0xFFFFFFFF and inverse & (inverse + 1) == 0
+
+
+def _libseccomp(api: Any, profile: Mapping[str, Any]) -> bytes:
+    default = _action(api, profile["defaultAction"], profile.get("defaultErrnoRet"))
+    filter_ = api.SyscallFilter(default)
     for name in profile.get("architectures") or ():
-        architecture = getattr(pyseccomp.Arch, name.removeprefix("SCMP_ARCH_"), None)
+        architecture = getattr(api.Arch, name.removeprefix("SCMP_ARCH_"), None)
         if architecture is None:
             raise SpecError(f"unknown architecture {name!r}", path="$.linux.seccomp.architectures")
         if not filter_.exist_arch(architecture):
             filter_.add_arch(architecture)
     for position, rule in enumerate(profile.get("syscalls") or ()):
-        _add_rule(pyseccomp, filter_, rule, default, f"$.linux.seccomp.syscalls[{position}]")
+        _add_rule(api, filter_, rule, default, f"$.linux.seccomp.syscalls[{position}]")
     with tempfile.TemporaryFile() as file:
         filter_.export_bpf(file)
         file.seek(0)

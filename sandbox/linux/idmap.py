@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import syscalls
 from .capabilities import CAP_SYS_ADMIN, effective
 from .constants import CLONE_NEWUSER
 from .errors import KernelError
+
+if TYPE_CHECKING:
+    import subprocess
 
 #: Ids that neither distributions nor systemd hand out (systemd's UIDS-GIDS.md: 1879048192…2147483647 is unused).
 _UNASSIGNED_BASE = 0x70000000
@@ -106,9 +107,14 @@ def host_map() -> IdMap:
         large_u = [r for r in subuids if r[1] >= _COUNT] or [(_UNASSIGNED_BASE, _COUNT)]
         large_g = [r for r in subgids if r[1] >= _COUNT] or [(_UNASSIGNED_BASE, _COUNT)]
         return IdMap((IdRange(0, large_u[0][0], _COUNT),), (IdRange(0, large_g[0][0], _COUNT),))
-    if subuids and subgids and shutil.which("newuidmap") and shutil.which("newgidmap"):
+    if subuids and subgids and have_helpers():
         return IdMap(_stacked(uid, subuids), _stacked(gid, subgids))
     return IdMap((IdRange(0, uid, 1),), (IdRange(0, gid, 1),))
+
+
+def have_helpers() -> bool:
+    """Whether newuidmap(1) and newgidmap(1) are installed."""
+    return all(any(os.access(f"{d}/{name}", os.X_OK) for d in os.get_exec_path()) for name in ("newuidmap", "newgidmap"))
 
 
 def _identity(name: str) -> tuple[IdRange, ...]:
@@ -156,6 +162,8 @@ def _write(path: str, text: str) -> None:
 
 
 def _run_helper(program: str, pid: int, ranges: tuple[IdRange, ...]) -> None:
+    import subprocess  # not at the top: the shim would carry it along, and never uses it
+
     arguments = [str(number) for r in ranges for number in r]
     done = subprocess.run([program, str(pid), *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -170,6 +178,8 @@ def run_in_mapped_namespace(argv: Sequence[str], idmap: IdMap | None = None, **o
 
     ``options`` go to :class:`subprocess.Popen`. The program starts only once its ids are mapped.
     """
+    import subprocess
+
     library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     ready_read, ready_write = os.pipe()
     go_read, go_write = os.pipe()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import struct
 from collections.abc import Callable
 from ctypes import c_char_p, c_int, c_long, c_size_t, c_uint, c_ulong, c_void_p
@@ -32,7 +31,7 @@ _NUMBERS = {
     "x86_64": {"pivot_root": 155, "seccomp": 317, "keyctl": 250},
     "ppc64le": {"pivot_root": 203, "seccomp": 358, "keyctl": 271},
     "s390x": {"pivot_root": 217, "seccomp": 348, "keyctl": 280},
-}.get(platform.machine(), _GENERIC)
+}.get(os.uname().machine, _GENERIC)
 _NR_PIDFD_SEND_SIGNAL = 424
 _NR_OPEN_TREE = 428
 _NR_MOVE_MOUNT = 429

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import socket
 import stat
@@ -158,10 +157,23 @@ def _make_parents(path: str) -> None:
 def _remove(message: Mapping[str, Any], _fds: list[int]) -> Answer:
     path = message["path"]
     if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path) if message.get("recursive") else os.rmdir(path)
+        _remove_tree(path) if message.get("recursive") else os.rmdir(path)
     else:
         os.unlink(path)
     yield {"event": "done"}, -1
+
+
+def _remove_tree(path: str) -> None:
+    """Remove a tree by descriptors: what a container swaps for a link meanwhile is unlinked, not followed."""
+    for _, directories, files, fd in os.fwalk(path, topdown=False):
+        for name in files:
+            os.unlink(name, dir_fd=fd)
+        for name in directories:
+            if stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=fd)
+            else:
+                os.rmdir(name, dir_fd=fd)
+    os.rmdir(path)
 
 
 def _own(message: Mapping[str, Any], _fds: list[int]) -> Answer:

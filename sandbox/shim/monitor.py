@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import sys
 
@@ -82,4 +81,4 @@ def clean_up(directory: RuntimeDirectory) -> None:
     for path in directory.traces():
         with contextlib.suppress(OSError):
             cgroup.Cgroup(path).remove()
-    shutil.rmtree(directory.path, ignore_errors=True)
+    directory.remove()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import contextlib
 import os
 import select
@@ -187,7 +187,7 @@ class Pods:
         if not digest:
             return b""
         if message.get("seccomp_program"):
-            self._filters[digest] = base64.b64decode(message["seccomp_program"])
+            self._filters[digest] = binascii.a2b_base64(message["seccomp_program"])
         if digest not in self._filters:
             raise Failure("ShimError", operation="start container", detail="seccomp filter unknown", digest=digest)
         return self._filters[digest]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import stat
 from collections.abc import Iterable, Iterator
 
@@ -49,7 +48,7 @@ class RuntimeDirectory:
     @classmethod
     def create(cls) -> tuple[RuntimeDirectory, int]:
         """A new one, and the descriptor that holds its lock: the directory counts as alive until all copies close."""
-        directory = cls(f"{base_directory()}/{secrets.token_hex(6)}")
+        directory = cls(f"{base_directory()}/{os.urandom(6).hex()}")
         os.mkdir(directory.path, 0o700)
         return directory, directory.lock()
 
@@ -66,6 +65,13 @@ class RuntimeDirectory:
                 return file.read().splitlines()
         except FileNotFoundError:
             return []
+
+    def remove(self) -> None:
+        """Remove the directory and the files in it."""
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self.path):
+                os.unlink(f"{self.path}/{name}")
+            os.rmdir(self.path)
 
     def lock(self) -> int:
         """Take the lock; :class:`BlockingIOError` if someone holds it."""

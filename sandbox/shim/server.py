@@ -9,7 +9,6 @@ import resource
 import select
 import socket
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -44,7 +43,7 @@ def main(directory: RuntimeDirectory, control_fd: int, wait_fd: int, idmap: IdMa
                 become_root()
             status = _serve(directory, control_fd, idmap, privileged=privileged)
     except BaseException:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
         _tell_start_failure(control_fd, sys.exc_info()[1])
     finally:
         os._exit(status)
@@ -148,7 +147,7 @@ class Server:
         except _EXPECTED as error:
             answers.finish({"error": describe(error, str(message["op"]))})
         except Exception as error:
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
             answers.finish({"error": {"type": "ShimError", "operation": str(message.get("op")),
                                       "detail": f"internal error: {type(error).__name__}: {error}"}})  # fmt: skip
         finally:
