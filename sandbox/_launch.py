@@ -124,7 +124,7 @@ class Preparation:
             if mount.create and mount.source:
                 os.makedirs(mount.source, exist_ok=True)
         notify = f"sandbox/{self.id}/{container.name}" if container.notify or wants_notify(container.ready) else None
-        spec = oci.to_dict(oci.to_spec(container, self.pod, image.config, self._host, users=_Users(image)))
+        spec, profile = _document(oci.to_spec(container, self.pod, image.config, self._host, users=_Users(image)))
         if "pids" not in self._giver.controllers():
             self._default_pids_as_rlimit(container, spec)
         if notify:
@@ -133,7 +133,8 @@ class Preparation:
             "name": container.name, "spec": spec, "rootfs": self._rootfs(container, image), "init": container.init,
             "engine": self.options.engine, "restart": container.restart, "log_size": container.log_size, "notify": notify,
         }  # fmt: skip
-        self._add_filter(message, spec)
+        if profile is not None and self.options.engine == "native":
+            self._add_filter(message, profile)
         return Prepared(container, image, spec, message)
 
     def _default_pids_as_rlimit(self, container: Container, spec: dict[str, Any]) -> None:
@@ -162,16 +163,25 @@ class Preparation:
         lines += [f"{ip} {name}" for name, ip in {**self.pod.extra_hosts, **container.extra_hosts}.items()]
         return {"/etc/hosts": "\n".join(lines) + "\n", "/etc/hostname": f"{hostname}\n", "/etc/resolv.conf": ""}
 
-    def _add_filter(self, message: dict[str, Any], spec: dict[str, Any]) -> None:
-        """The compiled filter goes along the first time the shim meets it."""
-        profile = spec.get("linux", {}).get("seccomp")
-        if not profile or self.options.engine != "native":
-            return
-        digest, program = _seccomp.compile_profile(profile)
-        message["seccomp"] = digest
-        if digest not in self.shim.known_filters:
-            message["seccomp_program"] = base64.b64encode(program).decode()
-            self.shim.known_filters.add(digest)
+    def _add_filter(self, message: dict[str, Any], profile: _seccomp.Compiled) -> None:
+        """The profile and its compiled form travel the first time the shim meets them; then the digest is enough."""
+        message["seccomp"] = profile.digest
+        message["spec"] = {**message["spec"], "linux": {**message["spec"]["linux"]}}
+        del message["spec"]["linux"]["seccomp"]
+        if profile.digest not in self.shim.known_filters:
+            message["seccomp_profile"] = profile.document
+            message["seccomp_program"] = base64.b64encode(profile.program).decode()
+
+
+def _document(spec: oci.Spec) -> tuple[dict[str, Any], _seccomp.Compiled | None]:
+    """The spec as plain values. Its seccomp profile, which is most of it, is taken from what was made before."""
+    profile = spec.linux.seccomp if spec.linux else None
+    if spec.linux is None or profile is None:
+        return oci.to_dict(spec), None
+    document = oci.to_dict(attrs.evolve(spec, linux=attrs.evolve(spec.linux, seccomp=None)))
+    compiled = _seccomp.compiled(profile)
+    document["linux"]["seccomp"] = compiled.document
+    return document, compiled
 
 
 class _Users:

@@ -118,6 +118,10 @@ class Process:
         self.terminal: int | None = fds[0] if fds else None
         self.stdin, self.stdout, self.stderr = streams.files()
 
+    def fileno(self) -> int:
+        """For poll(2): readable when it has ended and nobody has waited for it yet."""
+        return self._conversation.fileno()
+
     def poll(self) -> int | None:
         """The exit status if it has ended, else None."""
         try:

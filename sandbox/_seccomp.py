@@ -8,14 +8,46 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sandbox import _bpf
 from sandbox.errors import SpecError, UnsupportedFeature
+from sandbox.oci import to_dict
+from sandbox.oci.seccomp import LinuxSeccomp
 
 #: Changes when the same profile would be compiled differently.
 _GENERATION = "3"
+#: Profiles of which the compiled form is kept in memory.
+_REMEMBERED = 64
 _memory: dict[str, bytes] = {}
+_by_identity: dict[int, tuple[Any, Compiled]] = {}
+
+
+class Compiled(NamedTuple):
+    """A profile in all its forms."""
+
+    #: By which the shim knows it.
+    digest: str
+    #: As in the OCI document.
+    document: dict[str, Any]
+    #: BPF.
+    program: bytes
+
+
+def compiled(profile: LinuxSeccomp) -> Compiled:
+    """:func:`compile_profile` of a model; the default one is the same object each time, so nothing is done twice."""
+    known = _by_identity.get(id(profile))
+    if known is None or known[0] is not profile:
+        document = to_dict(profile)
+        known = _by_identity[id(profile)] = (profile, Compiled(*_ordered(document)))
+        if len(_by_identity) > _REMEMBERED:
+            del _by_identity[next(iter(_by_identity))]
+    return known[1]
+
+
+def _ordered(document: dict[str, Any]) -> tuple[str, dict[str, Any], bytes]:
+    digest, program = compile_profile(document)
+    return digest, document, program
 
 
 def compile_profile(profile: Mapping[str, Any]) -> tuple[str, bytes]:

@@ -102,6 +102,8 @@ class Shim:
             raise
         finally:
             theirs.close()
+        if "seccomp_profile" in fields:
+            self.known_filters.add(fields["seccomp"])  # what is sent after this arrives after it
         return Conversation(self, ours)
 
     def call(self, op: str, **fields: Any) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Pods:
         self._loop = world.loop
         self._pods: dict[str, Pod] = {}
         self._filters: dict[str, bytes] = {}
+        self._profiles: dict[str, dict[str, Any]] = {}
         self._launcher = Launcher(world)
 
     def operations(self) -> dict[str, Operation]:
@@ -164,7 +165,8 @@ class Pods:
         if pod.removing or name in pod.containers:
             raise Failure("PodStateError", operation="start container", object=name,
                           detail="the pod is being removed" if pod.removing else "it exists already")  # fmt: skip
-        plan = plans.build(message["spec"], self._filter(message), init=bool(message.get("init")))
+        program = self._filter(message)
+        plan = plans.build(message["spec"], program, init=bool(message.get("init")))
         container = Container(pod.id, message, plan, self._world.rootfs(message["rootfs"]))
         container.log_terminal = message.get("stdio") != "fds"
 
@@ -182,14 +184,16 @@ class Pods:
         return container
 
     def _filter(self, message: Message) -> bytes:
-        """The compiled seccomp filter: sent once, referred to by its digest from then on."""
+        """The compiled seccomp filter. It and the profile in the document are sent once, then only their digest."""
         digest = message.get("seccomp")
         if not digest:
             return b""
         if message.get("seccomp_program"):
             self._filters[digest] = binascii.a2b_base64(message["seccomp_program"])
+            self._profiles[digest] = message["seccomp_profile"]
         if digest not in self._filters:
             raise Failure("ShimError", operation="start container", detail="seccomp filter unknown", digest=digest)
+        message["spec"].setdefault("linux", {})["seccomp"] = self._profiles[digest]
         return self._filters[digest]
 
     def _spec(self, message: Message, _fds: list[int], answers: Answers) -> None:
