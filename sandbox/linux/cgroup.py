@@ -148,7 +148,9 @@ class Cgroup:
         found: dict[str, int] = {}
         if self.v2:
             found.update(_cpu(flat_keyed(read(f"{self.v2}/cpu.stat"))))
-            found.update(_numbers(self.v2, _V2_FILES))
+            for controller, files in _V2_FILES.items():
+                if controller not in self.v1:
+                    found.update(_numbers(self.v2, files))
             found.update(_io(read(f"{self.v2}/io.stat")))
         for controller, files in _V1_FILES.items():
             if controller in self.v1:
@@ -163,6 +165,15 @@ class Cgroup:
             found.update({f"{kind}_{name}": float(value) for name, value in (pair.split("=") for pair in pairs)})
         return found
 
+    def remove_empty(self) -> bool:
+        """Remove the directories if nothing is in them; False if that cannot be done, for then something is."""
+        try:
+            for path in self.paths:
+                os.rmdir(path)
+        except OSError:
+            return False
+        return True
+
     def remove(self) -> None:
         """Kill what is left and remove the directories with everything below; returns when they are gone."""
         self.kill()
@@ -170,9 +181,11 @@ class Cgroup:
             _remove_tree(path)
 
 
-_V2_FILES = {"memory.current": "memory_current", "memory.peak": "memory_peak", "memory.max": "memory_limit",
-             "memory.swap.current": "swap_current", "pids.current": "pids_current", "pids.peak": "pids_peak",
-             "pids.max": "pids_limit"}  # fmt: skip
+_V2_FILES = {
+    "memory": {"memory.current": "memory_current", "memory.peak": "memory_peak", "memory.max": "memory_limit",
+               "memory.swap.current": "swap_current"},
+    "pids": {"pids.current": "pids_current", "pids.peak": "pids_peak", "pids.max": "pids_limit"},
+}  # fmt: skip
 _V1_FILES = {
     "memory": {"memory.usage_in_bytes": "memory_current", "memory.max_usage_in_bytes": "memory_peak",
                "memory.limit_in_bytes": "memory_limit"},

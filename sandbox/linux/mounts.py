@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from . import constants as c
@@ -64,6 +65,11 @@ class MountOptions(NamedTuple):
 
 def parse_options(options: Iterable[str]) -> MountOptions:
     """Sort OCI mount options; what is no known flag is file-system data, in the order given."""
+    return _parse_options(tuple(options))
+
+
+@lru_cache(maxsize=256)
+def _parse_options(options: tuple[str, ...]) -> MountOptions:
     flags = cleared = propagation = recursive_set = recursive_clear = 0
     idmap = copy_up = False
     data: list[str] = []

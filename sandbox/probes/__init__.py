@@ -1,8 +1,8 @@
 """When is a container ready? Probes to say so declaratively: ``Container(ready=Port(5432))``.
 
-A probe can also be waited for by hand, as often as one likes: ``Http(8000, "/health").wait(pod, timeout=5)``. Besides the
-probes here, ``ready`` may be a plain callable, called with the :class:`~sandbox.RunningContainer` until it returns
-something true.
+A probe can also be waited for by hand, as often as one likes: ``Http(8000, "/health").wait(pod, timeout=5)``.
+Besides the probes here, ``ready`` may be a plain callable, called with the :class:`~sandbox.RunningContainer` until it
+returns something true.
 """
 
 from __future__ import annotations

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import select
+import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
-from sandbox._validators import short_repr
 from sandbox.errors import ReadinessTimeout, SandboxError
 
 if TYPE_CHECKING:
@@ -96,7 +97,15 @@ class Looking:
 class Probe:
     """The base of all probes."""
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        """As one would write it."""
+        first, *others = [field for field in attrs.fields(type(self)) if field.repr] or [None]
+        words = [] if first is None else [_shown(getattr(self, first.name))]
+        for field in others:
+            value = getattr(self, field.name)
+            if value != field.default:
+                words.append(f"{field.name}={_shown(value)}")
+        return f"{type(self).__name__}({', '.join(words)})"
 
     def watch(self, container: RunningContainer) -> Watch:
         """Begin to look at ``container``; the caller closes the watch."""
@@ -117,11 +126,20 @@ class Probe:
         wait_for(self, container._one(), timeout)  # noqa: SLF001 - the house's own
 
 
+def _shown(value: Any) -> str:
+    """Patterns and command lines as the text they were made from."""
+    if isinstance(value, re.Pattern):
+        return repr(value.pattern)
+    if isinstance(value, tuple):
+        return repr(shlex.join(value))
+    return repr(set(value)) if isinstance(value, frozenset) else repr(value)
+
+
 @attrs.frozen(repr=False)
 class Call(Probe):
     """A plain callable as a probe."""
 
-    function: Callable[[RunningContainer], Any]
+    function: Callable[[Any], Any]
 
     def watch(self, container: RunningContainer) -> Watch:
         return _Calls(self.function, container)
@@ -170,21 +188,21 @@ def as_probe(ready: Any) -> Probe:
 def wait_for(probe: Probe, container: RunningContainer, timeout: float) -> None:
     """Wait until ``probe`` finds ``container`` ready, it ends, or ``timeout`` seconds have passed."""
     deadline = time.monotonic() + timeout
-    with container.watch_exit() as exit, contextlib.closing(probe.watch(container)) as watch:
+    with container.watch_exit() as death, contextlib.closing(probe.watch(container)) as watch:
         while not watch.step():
             rest = deadline - time.monotonic()
             if rest <= 0:
                 raise _late(probe, watch, container, timeout)
             delay = watch.delay()
-            if exit.fileno() in _poll(watch, exit, rest if delay is None else min(delay, rest)):
+            if death.fileno() in _poll(watch, death, rest if delay is None else min(delay, rest)):
                 if watch.step():  # what it said before its end still counts
                     return
-                raise _ended(probe, watch, container, exit)
+                raise _ended(probe, watch, container, death)
 
 
-def _poll(watch: Watch, exit: Conversation, seconds: float) -> set[int]:
+def _poll(watch: Watch, death: Conversation, seconds: float) -> set[int]:
     poller = select.poll()
-    poller.register(exit, select.POLLIN)
+    poller.register(death, select.POLLIN)
     for fd, events in watch.fds().items():
         poller.register(fd, events)
     return {fd for fd, _ in poller.poll(seconds * 1000)}
@@ -197,8 +215,8 @@ def _late(probe: Probe, watch: Watch, container: RunningContainer, timeout: floa
     )  # fmt: skip
 
 
-def _ended(probe: Probe, watch: Watch, container: RunningContainer, exit: Conversation) -> SandboxError:
-    document, _ = exit.answer()
+def _ended(probe: Probe, watch: Watch, container: RunningContainer, death: Conversation) -> SandboxError:
+    document, _ = death.answer()
     container.exit = document
     if document.get("returncode") is None and "error" in document:  # it could not be restarted
         return SandboxError.from_dict(document["error"])
@@ -211,13 +229,4 @@ def _told(watch: Watch) -> str | None:
     return watch.told and f"it said: {watch.told}"
 
 
-@contextlib.contextmanager
-def counts_as_unseen(watch: Looking) -> Iterator[None]:
-    """Errors of the container and of system calls are what was seen, not the end of the wait."""
-    try:
-        yield
-    except (SandboxError, OSError) as error:
-        watch.last_seen = str(error).partition("\n")[0]
-
-
-__all__ = ["Call", "Looking", "Probe", "Watch", "as_probe", "counts_as_unseen", "wait_for"]
+__all__ = ["Call", "Looking", "Probe", "Watch", "as_probe", "wait_for"]

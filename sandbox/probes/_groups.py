@@ -31,7 +31,7 @@ class _Group(Probe):
     probes: tuple[Probe, ...] = attrs.field(converter=_probes)
 
     def __init__(self, *probes: typing.Any) -> None:
-        self.__attrs_init__(probes)  # type: ignore[attr-defined]
+        self.__attrs_init__(probes)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.probes))})"
@@ -56,7 +56,7 @@ class All(_Group):
     """Ready when every one of the probes has been; each may have its moment.
 
     >>> All(Port(5432), Log("ready"))
-    All(Port(port=5432), Log(pattern=re.compile('ready')))
+    All(Port(5432), Log('ready'))
     """
 
     def watch(self, container: RunningContainer) -> Watch:
@@ -67,7 +67,7 @@ class Any(_Group):
     """Ready when one of the probes is.
 
     >>> Any(Port(8080), Port(8443))
-    Any(Port(port=8080), Port(port=8443))
+    Any(Port(8080), Port(8443))
     """
 
     def watch(self, container: RunningContainer) -> Watch:

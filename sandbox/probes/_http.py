@@ -22,7 +22,7 @@ def parse_response(data: bytes, *, ended: bool) -> tuple[int, bytes]:
     line = _STATUS_LINE.match(data)
     end = _END_OF_HEADERS.search(data)
     if line is None and (ended or b"\n" in data or not b"HTTP/".startswith(data[:5])):
-        raise ValueError(f"something that is not HTTP: {data[:40]!r}" if data else "nothing before the connection's end")
+        raise ValueError(f"something that is not HTTP: {data[:40]!r}" if data else "nothing")
     if line is None or end is None:
         if ended:
             raise ValueError("headers that are cut off")

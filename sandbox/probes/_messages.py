@@ -8,7 +8,7 @@ import re
 import select
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import attrs
@@ -47,7 +47,7 @@ class Log(Probe):
     """Ready when a line of its output matches, as soon as it is written. What it wrote before counts too.
 
     >>> Log("ready to accept connections", count=2)
-    Log(pattern=re.compile('ready to accept connections'), count=2)
+    Log('ready to accept connections', count=2)
     """
 
     #: A regular expression, looked for anywhere in a line.
@@ -79,8 +79,8 @@ class _LogWatch:
     def last_seen(self) -> str:
         if self._last is None:
             return "no output at all"
-        some = f"{self._matches} of {self._probe.count} matching lines, the last line being " if self._matches else "the line "
-        return f"{some}{self._last.line[:200]!r}"
+        some = f"{self._matches} of {self._probe.count} matching lines, and " if self._matches else ""
+        return f"{some}the line {self._last.line[:200]!r}"
 
     def fds(self) -> Mapping[int, int]:
         return {} if self._ended else {self._conversation.fileno(): select.POLLIN}
@@ -98,8 +98,8 @@ class _LogWatch:
             self._unfinished_since = time.monotonic() if any(self._lines.rest()) else None
         return self._matches >= self._probe.count or self._settled()
 
-    def _take(self, records: object) -> None:
-        for record in records:  # type: ignore[attr-defined]
+    def _take(self, records: Iterable[LogRecord]) -> None:
+        for record in records:
             self._last = record
             self._matches += self._fits(record)
 

@@ -8,7 +8,7 @@ import select
 import socket
 import time
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -27,6 +27,7 @@ _FIRST_LOOK, _LONGEST_LOOK = 0.001, 0.003
 _FIRST_REQUEST, _LONGEST_REQUEST = 0.002, 0.05
 #: What we read of an answer at most.
 _LONGEST_ANSWER = 1 << 20
+_ANY = "0.0.0.0"  # noqa: S104 - what others bind to, not we
 
 
 def _port(value: int) -> int:
@@ -46,7 +47,7 @@ class Port(Probe):
     """Ready when a program listens on a port of the pod, as the kernel's socket table tells. Nobody connects.
 
     >>> Port(5432)
-    Port(port=5432)
+    Port(5432)
     """
 
     #: 1 to 65535.
@@ -74,7 +75,7 @@ class PortWatch(Looking):
     def look(self) -> bool:
         probe = self._probe
         bound = bound_endpoints(self._socket, probe.protocol)
-        found = [endpoint for endpoint in bound if endpoint.port == probe.port and _reaches(endpoint.address, probe.host)]
+        found = [e for e in bound if e.port == probe.port and _reaches(e.address, probe.host)]
         if found:
             self.endpoint = min(found, key=_preference)
             self.last_seen = f"something listens on {_where(self.endpoint)}"
@@ -97,9 +98,9 @@ def _check_network(probe: Probe, container: RunningContainer) -> None:
 
 def _reaches(address: str, host: str | None) -> bool:
     """Whether a socket bound to ``address`` gets what is sent to ``host`` (ip(7), ipv6(7))."""
-    if host is None or address in (host, "::"):
+    if host is None or address.removeprefix("::ffff:") in (host, "::"):
         return True
-    return address == "0.0.0.0" and ":" not in host
+    return address == _ANY and ":" not in host
 
 
 def _preference(endpoint: Endpoint) -> tuple[bool, str]:
@@ -150,7 +151,7 @@ class Http(Probe):
     """Ready when a GET request is answered as expected. It is made inside the pod's network, without TLS.
 
     >>> Http(8000, "/health", body="ok")
-    Http(port=8000, path='/health', body=re.compile('ok'))
+    Http(8000, path='/health', body='ok')
     """
 
     #: 1 to 65535.
@@ -208,12 +209,13 @@ class HttpWatch(Looking):
         """Begin a request."""
         assert self._endpoint is not None
         v6 = ":" in self._endpoint.address
-        address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._endpoint.address, self._endpoint.address)
+        address = {_ANY: "127.0.0.1", "::": "::1"}.get(self._endpoint.address, self._endpoint.address)
         self._socket = self._container.pod.socket(socket.AF_INET6 if v6 else socket.AF_INET)
         self._socket.setblocking(False)
         probe = self._probe
-        self._unsent = (f"GET {probe.path} HTTP/1.1\r\nHost: {probe.host}\r\nUser-Agent: pytest-sandbox\r\nAccept: */*\r\n"
-                        "Connection: close\r\n\r\n").encode()  # fmt: skip
+        head = (f"GET {probe.path} HTTP/1.1", f"Host: {probe.host}", "User-Agent: pytest-sandbox", "Accept: */*",
+                "Connection: close", "", "")  # fmt: skip
+        self._unsent = "\r\n".join(head).encode()
         self._got.clear()
         self._give_up = time.monotonic() + probe.timeout
         try:
@@ -265,18 +267,15 @@ class HttpWatch(Looking):
         return False
 
     def _failed(self, seen: str) -> None:
-        """This request is over; the next one comes after a pause."""
+        """Give up this request; the next one comes after a pause."""
         self.last_seen = seen
         self._close_socket()
-        self._pause_now()
+        self._due = time.monotonic() + self._pause
 
     def _close_socket(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-
-    def _pause_now(self) -> None:
-        self._due = time.monotonic() + self._pause
 
     def close(self) -> None:
         self._close_socket()

@@ -13,7 +13,13 @@ import attrs
 from sandbox import _units as u, _validators as v
 from sandbox._process import DEVNULL, PIPE, STDOUT, Process
 from sandbox._text import describe_exit
-from sandbox.errors import CommandNotExecutable, CommandNotFound, PodStateError, ReadinessTimeout, SandboxError
+from sandbox.errors import (
+    CommandNotExecutable,
+    CommandNotFound,
+    PodStateError,
+    ReadinessTimeout,
+    SandboxError,
+)
 
 from ._base import Looking, Probe, Watch
 
@@ -46,7 +52,7 @@ class Exec(Probe):
     """Ready when a program, run in the container again and again, ends with the exit status expected.
 
     >>> Exec("pg_isready -q")
-    Exec(command=('pg_isready', '-q'))
+    Exec('pg_isready -q')
     """
 
     #: The program and its arguments; a string is split as shells do.
@@ -81,7 +87,7 @@ class ExecWatch(Looking):
     def fds(self) -> Mapping[int, int]:
         if self._process is None:
             return {}
-        return {self._process.fileno(): select.POLLIN, **{fd: select.POLLIN for fd in self._pipe()}}
+        return dict.fromkeys([self._process.fileno(), *self._pipe()], select.POLLIN)
 
     def _pipe(self) -> list[int]:
         out = self._process.stdout if self._process else None
@@ -161,8 +167,9 @@ class ExecWatch(Looking):
 class Healthcheck(Probe):
     """Ready when the image's own health check (``HEALTHCHECK`` of its Dockerfile) passes.
 
-    It is run at once, and again after pauses that grow to the image's interval, one second at most. When it has failed for
-    as long as makes docker call a container unhealthy (start period, then interval times retries), the wait ends.
+    It is run at once, and again after pauses that grow to the image's interval, one second at most. When it has
+    failed for as long as makes docker call a container unhealthy (start period, then interval times retries), the
+    wait ends.
 
     >>> Healthcheck()
     Healthcheck()

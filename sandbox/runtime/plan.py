@@ -46,7 +46,7 @@ class Plan(NamedTuple):
         return (step for step in self.steps if isinstance(step, Bind))
 
 
-def build(spec: Mapping[str, Any], seccomp: bytes = b"", *, init: bool = False) -> Plan:
+def build(spec: Mapping[str, Any], seccomp: bytes = b"", *, init: bool = False, may_set_groups: bool = True) -> Plan:
     """Check ``spec`` (an OCI runtime-spec document) and lay out the steps.
 
     Raises :class:`Failure`: ``SpecError`` with the place in the document, ``UnsupportedFeature`` with the member's name.
@@ -57,7 +57,7 @@ def build(spec: Mapping[str, Any], seccomp: bytes = b"", *, init: bool = False) 
     hostname, domainname = spec.get("hostname"), spec.get("domainname")
     if (hostname or domainname) and "uts" not in namespaces:
         raise invalid("$.hostname", "a host name needs a uts namespace")
-    program = processes.parse(spec.get("process") or {}, linux, seccomp)
+    program = processes.parse(spec.get("process") or {}, linux, seccomp, may_set_groups)
     return Plan(
         namespaces, tuple(_steps(spec, linux, program.terminal)), program, hostname, domainname,
         bool((spec.get("root") or {}).get("readonly")), _propagation(linux.get("rootfsPropagation")),
@@ -149,11 +149,12 @@ def _mount(mount: Mapping[str, Any], place: str) -> Step:
     target = destination(mount.get("destination"), f"{place}.destination")
     if target == "/":
         raise invalid(f"{place}.destination", "the root itself cannot be a mount's destination")
-    options = parse_options(mount.get("options") or ())
+    given = mount.get("options") or ()
+    options = parse_options(given)
     if options.copy_up:
         raise unsupported("mounts option tmpcopyup", "the native engine does not have it")
     kind = mount.get("type") or ""
-    if kind in ("bind", "none", "") or "bind" in (mount.get("options") or ()) or "rbind" in (mount.get("options") or ()):
+    if kind in ("bind", "none", "") or "bind" in given or "rbind" in given:
         return _bind(mount, target, place)
     if kind == "cgroup":
         # The container is in a cgroup namespace, so this shows its own subtree; version 2 even on hybrid hosts.

@@ -60,9 +60,13 @@ class Program(NamedTuple):
     seccomp: bytes
     seccomp_flags: int
     personality: int | None
+    #: False where the id map was written by an ordinary user, who must give up setgroups(2) for it.
+    may_set_groups: bool = True
 
 
-def parse(process: Mapping[str, Any], linux: Mapping[str, Any], seccomp: bytes) -> Program:
+def parse(
+    process: Mapping[str, Any], linux: Mapping[str, Any], seccomp: bytes, may_set_groups: bool = True
+) -> Program:  # fmt: skip
     """Read ``process`` (and what of ``linux`` concerns it); ``seccomp`` is the compiled filter, b"" for none."""
     for name in _UNSUPPORTED:
         if process.get(name):
@@ -80,7 +84,7 @@ def parse(process: Mapping[str, Any], linux: Mapping[str, Any], seccomp: bytes) 
         tuple(_rlimit(r) for r in process.get("rlimits") or ()), bool(process.get("noNewPrivileges")),
         process.get("oomScoreAdj"), bool(process.get("terminal")),
         (window["height"], window["width"]) if window else None, seccomp, _seccomp_flags(linux.get("seccomp")),
-        _personality(linux.get("personality")),
+        _personality(linux.get("personality")), may_set_groups,
     )  # fmt: skip
 
 
@@ -208,7 +212,7 @@ def _drop_privileges(program: Program, highest: int) -> None:
     capabilities.drop_bounding(sets.bounding, highest)
     syscalls.prctl(c.PR_SET_KEEPCAPS, 1)
     try:
-        if _may_set_groups():
+        if program.may_set_groups:
             os.setgroups(program.groups)
         elif program.groups:
             raise Failure(operation="set the supplementary groups", object=str(program.groups), errno=errno.EPERM,
@@ -226,15 +230,6 @@ def _drop_privileges(program: Program, highest: int) -> None:
     syscalls.capset(sets.effective & permitted, permitted, sets.inheritable & existing)
     if sets.ambient:
         capabilities.set_ambient(sets.ambient & permitted & sets.inheritable, highest)
-
-
-def _may_set_groups() -> bool:
-    """False where the id map was written by an ordinary user, who must give up setgroups(2) for it."""
-    try:
-        with open("/proc/self/setgroups") as file:
-            return file.read().strip() == "allow"
-    except OSError:
-        return True
 
 
 def execute(program: Program) -> NoReturn:

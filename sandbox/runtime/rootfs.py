@@ -5,7 +5,6 @@ All of it is mounted by the container's own init in its own namespaces, so nothi
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ from sandbox.linux import constants as c, syscalls
 from sandbox.linux.errors import KernelError
 from sandbox.linux.mounts import idmapped_clone
 
-from . import beneath
 from .failure import Failure, invalid
 from .steps import Scene, explain_source
 
@@ -84,29 +82,21 @@ def assemble(rootfs: Rootfs, clones: list[int], scratch: str, prepared: dict[str
         _make_skeleton(rootfs.skeleton)
     remaining = list(clones)
     for number, overlay in enumerate(rootfs.overlays):
-        _mount_overlay(number, overlay, remaining)
+        _mount_overlay(number, overlay, remaining, rootfs.files)
     root_fd = os.open("root", c.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    for path, text in rootfs.files:
-        _write_file(root_fd, path, text)
     return Scene(root_fd, prepared, f"{scratch}/empty")
 
 
-def _write_file(root_fd: int, path: str, text: str) -> None:
-    """Put a file in place of whatever the image has there, if its directory is one."""
-    directory, _, name = path.rpartition("/")
-    parent = beneath.ensure(root_fd, directory or "/", directory=True)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=parent)
-        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise KernelError(error.errno or 0, "write", path) from None
-    finally:
-        os.close(parent)
+def _write_files(upper: str, target: str, files: tuple[tuple[str, str], ...]) -> None:
+    """Put files where the overlay will show them: in the upper layer, before it is one, where nothing is in the way."""
+    below = target.rstrip("/") + "/"
+    for path, text in files:
+        if not path.startswith(below):
+            continue
+        place = f"{upper}/{path[len(below):]}"
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        with open(place, "w") as file:
+            file.write(text)
 
 
 def _make_skeleton(entries: tuple[tuple[str, int | str], ...]) -> None:
@@ -118,7 +108,9 @@ def _make_skeleton(entries: tuple[tuple[str, int | str], ...]) -> None:
             os.chmod(f"root{path}", what)
 
 
-def _mount_overlay(number: int, overlay: Overlay, clones: list[int]) -> None:
+def _mount_overlay(
+    number: int, overlay: Overlay, clones: list[int], files: tuple[tuple[str, str], ...]
+) -> None:  # fmt: skip
     """Layers are named by short links, so that neither the option string's page nor its separators limit them."""
     names = []
     for position, layer in enumerate(overlay.layers):
@@ -133,6 +125,7 @@ def _mount_overlay(number: int, overlay: Overlay, clones: list[int]) -> None:
     upper, work = f"{number}.upper", f"{number}.work"
     os.mkdir(upper)
     os.mkdir(work)
+    _write_files(upper, overlay.target, files)
     lower = ":".join(reversed(names))
     target = "root" + overlay.target.rstrip("/")
     try:

@@ -41,8 +41,6 @@ class Launcher:
         except BaseException:
             del pod.containers[container.name]
             self.discard(container)
-            if container.cgroup is not None:
-                container.cgroup.remove()
             raise
 
     def is_over(self, container: Container) -> bool:
@@ -63,6 +61,9 @@ class Launcher:
         for fd in container.namespaces.values():
             os.close(fd)
         container.namespaces = {}
+        if container.cgroup is not None:
+            remove_cgroup(container.cgroup)
+            container.cgroup = None
         if container.terminal >= 0 and not container.logging_terminal:
             os.close(container.terminal)
             container.terminal = -1
@@ -169,8 +170,6 @@ class Launcher:
         if pod.containers.get(container.name) is container and not pod.removing:
             del pod.containers[container.name]
             self.discard(container)
-            if container.cgroup is not None:
-                container.cgroup.remove()
             if container.drop_pod is not None:
                 container.drop_pod()
 
@@ -207,7 +206,9 @@ class Launcher:
         if container.stopping:
             self._over(container)
             return
-        self.discard(container)
+        for fd in container.namespaces.values():
+            os.close(fd)
+        container.namespaces = {}
         try:
             self._launch(pod, container, None, _Starter(None, keep=False))
         except (Failure, OSError) as error:
@@ -243,6 +244,12 @@ class Launcher:
             done(failure)
 
         self._loop.watch(ours.fileno(), heard)
+
+
+def remove_cgroup(cgroup: Cgroup) -> None:
+    """Remove a container's cgroup and the leaf of its init; nothing is left in them, as a rule."""
+    if not (cgroup.child("main").v2_only().remove_empty() and cgroup.remove_empty()):
+        cgroup.remove()
 
 
 def _hooks_process(rows: list[dict[str, Any]], kind: str, state: dict[str, Any], answer: socket.socket) -> None:

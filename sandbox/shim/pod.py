@@ -22,8 +22,8 @@ from .container import Container
 from .loop import Loop
 
 
-#: Members of ``linux.resources`` → version 1 controller, beside memory and pids.
-_V1_OF = {"cpu": "cpu", "blockIO": "blkio"}
+#: Members of ``linux.resources`` → version 1 controller.
+_V1_OF = {"memory": "memory", "pids": "pids", "cpu": "cpu", "blockIO": "blkio"}
 
 
 class World:
@@ -41,6 +41,8 @@ class World:
         self.userns_fd = userns_fd
         self.own_pidns_fd = own_pidns_fd
         self.own_netns_fd = own_netns_fd
+        with open("/proc/self/setgroups") as file:
+            self.may_set_groups = file.read().strip() == "allow"
         self._host_root: roots.Rootfs | None = None
 
     def rootfs(self, document: Mapping[str, Any]) -> roots.Rootfs:
@@ -83,7 +85,7 @@ class Pod:
         self.helpers: list[tuple[int, int]] = []
         self._world = world
         self._volumes: list[str] = []
-        self.cgroup, self._controllers = self._make_cgroup(document.get("cgroup"), document.get("resources") or {})
+        self.cgroup = self._make_cgroup(document.get("cgroup"), document.get("resources") or {})
         try:
             for volume in document.get("volumes") or ():
                 self._make_volume(volume)
@@ -91,22 +93,24 @@ class Pod:
             self.release()
             raise
 
-    def _make_cgroup(self, grant: Mapping[str, Any] | None, resources: Mapping[str, Any]) -> tuple[Cgroup | None, set[str]]:
+    def _make_cgroup(self, grant: Mapping[str, Any] | None, resources: Mapping[str, Any]) -> Cgroup | None:
+        self._controllers: set[str] = set()
+        self._v1: dict[str, str] = {}
         if grant is None:
             self.apply(None, resources)
-            return None, set()
+            return None
+        self._controllers = set(grant.get("controllers") or ())
         self._v1 = dict(grant.get("v1") or {})
-        cgroup = Cgroup(grant.get("v2"), _wanted_v1(self._v1, resources))
+        limited = {controller: path for controller, path in self._v1.items() if controller in _limited(resources)}
+        cgroup = Cgroup(grant.get("v2"), limited)
         cgroup.create()
-        controllers = set(grant.get("controllers") or ())
         try:
-            self._controllers = controllers
             self.apply(cgroup, resources)
-            cgroup.enable(controllers)
+            cgroup.enable(self._controllers)
         except BaseException:
             cgroup.remove()
             raise
-        return cgroup, controllers
+        return cgroup
 
     def apply(self, cgroup: Cgroup | None, resources: Mapping[str, Any]) -> None:
         """Set limits on a cgroup of this pod. What cannot be enforced is an error, or noted if best effort is enough."""
@@ -127,8 +131,7 @@ class Pod:
         if self.cgroup is None:
             self.apply(None, resources)
             return None
-        v1 = {**_wanted_v1(self._v1, resources), **self.cgroup.v1}
-        cgroup = Cgroup(self.cgroup.v2, v1).child(name)
+        cgroup = Cgroup(f"{self.cgroup.v2}/{name}" if self.cgroup.v2 else None, self._container_v1(name, resources))
         cgroup.create()
         try:
             self.apply(cgroup, resources)
@@ -141,6 +144,20 @@ class Pod:
         """Keep the namespaces that the pod's first container made, for the others and for the pod's sockets."""
         if self.namespaces is None:
             self.namespaces = {kind: os.dup(fd) for kind, fd in opened.items() if kind in POD_NAMESPACES}
+
+    def _container_v1(self, name: str, resources: Mapping[str, Any]) -> dict[str, str]:
+        """Version 1 directories of a container: memory and pids always, for their counters; others only if limited.
+
+        Each takes time to make and to remove, so where the pod as a whole has no limit it gets no directory, and the
+        container's stands in its place.
+        """
+        assert self.cgroup is not None
+        wanted = {"memory", "pids"} | _limited(resources) | set(self.cgroup.v1)
+        return {
+            controller: f"{path}/{name}" if controller in self.cgroup.v1 else f"{path}:{name}"
+            for controller, path in self._v1.items()
+            if controller in wanted
+        }
 
     @property
     def netns_fd(self) -> int | None:
@@ -184,14 +201,13 @@ class Pod:
             os.rmdir(os.path.dirname(self._volumes[0]))
             os.rmdir(f"{self._world.space}/pods/{self.id}")
             self._volumes.clear()
-        if self.cgroup is not None:
-            Cgroup(self.cgroup.v2, self._v1).remove()
+        if self.cgroup is not None and not self.cgroup.remove_empty():
+            self.cgroup.remove()
 
 
-def _wanted_v1(granted: Mapping[str, str], resources: Mapping[str, Any]) -> dict[str, str]:
-    """Every directory takes time to make and to remove: memory and pids always, for their counters; others if limited."""
-    wanted = {"memory", "pids"} | {_V1_OF[member] for member in _V1_OF if resources.get(member)}
-    return {controller: path for controller, path in granted.items() if controller in wanted}
+def _limited(resources: Mapping[str, Any]) -> set[str]:
+    """The version 1 controllers that ``linux.resources`` asks something of."""
+    return {controller for member, controller in _V1_OF.items() if resources.get(member)}
 
 
 def _write_setting(cgroup: Cgroup, setting: limits.Setting) -> None:

@@ -166,7 +166,9 @@ class Pods:
             raise Failure("PodStateError", operation="start container", object=name,
                           detail="the pod is being removed" if pod.removing else "it exists already")  # fmt: skip
         program = self._filter(message)
-        plan = plans.build(message["spec"], program, init=bool(message.get("init")))
+        plan = plans.build(
+            message["spec"], program, init=bool(message.get("init")), may_set_groups=self._world.may_set_groups
+        )  # fmt: skip
         container = Container(pod.id, message, plan, self._world.rootfs(message["rootfs"]))
         container.log_terminal = message.get("stdio") != "fds"
 
@@ -304,7 +306,9 @@ class Pods:
         closes its end.
         """
         container = self._running(message)
-        program = process.parse(message["process"], container.spec.get("linux") or {}, container.plan.program.seccomp)
+        program = process.parse(
+            message["process"], container.spec.get("linux") or {}, container.plan.program.seccomp, self._world.may_set_groups
+        )  # fmt: skip
         container.exec_count += 1
         number = container.exec_count
         cgroup = self._exec_cgroup(container, number)
