@@ -40,6 +40,7 @@ ARROWS: dict[str, set[str]] = {
     "sandbox.images": {"attrs", "sandbox.errors", "sandbox.linux", "sandbox.oci", "zstandard"},
     "sandbox.cgroups": {"attrs", "sandbox.errors", "sandbox.linux", "sandbox_systemd"},
     "sandbox.network": {"attrs", "sandbox.errors", "sandbox.linux"},
+    "sandbox.probes": {"attrs", "sandbox._*", "sandbox._text", "sandbox.errors", "sandbox.linux"},
     "sandbox": {"attrs", "cattrs", "pyseccomp"},
     "pytest_sandbox": {"attrs", "pluggy", "pytest", "sandbox", "xdist"},
 }
