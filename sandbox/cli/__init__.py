@@ -1,0 +1,83 @@
+"""The command ``sandbox``: see :func:`main`. Every subcommand has a module of its own, imported when it is used."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+#: subcommand → (its module, its row in the overview).
+COMMANDS = {
+    "run": ("run", "IMAGE [COMMAND...]", "Run a command in a container of its own"),
+    "exec": ("exec", "POD COMMAND...", "Run a command in a running container"),
+    "ps": ("ps", "", "List running pods and their containers"),
+    "logs": ("logs", "POD", "Show what a container has written"),
+    "inspect": ("inspect", "POD", "Print specs and states as JSON"),
+    "doctor": ("doctor", "", "Tell what this machine can do, and why not"),
+}
+
+_EXAMPLES = (
+    ("sandbox run host id", "this machine's programs, nothing of its data"),
+    ("sandbox run -it -m 256M dir:./rootfs sh", "a shell, with a memory limit"),
+    ("sandbox COMMAND --help", "options and examples of a command"),
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``sandbox`` with ``arguments`` (those of the process by default) and return its exit status.
+
+    0 if all went well; ``run`` and ``exec`` return the program's own status, 128+n for signal n, 127 if there is no
+    such program, 126 if it cannot be executed, 124 if its time was up. Errors of this command itself: 125 for ``run``
+    and ``exec``, 2 for wrong usage of the others, 1 for the rest.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except BrokenPipeError:
+        from sandbox.cli import console
+
+        console.hush()
+        return 141  # as a shell reports SIGPIPE
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        from sandbox.cli import failures
+
+        status = failures.report(error, words[0])
+        if status is None:
+            raise
+        return status
+
+
+def _dispatch(arguments: list[str]) -> int:
+    from importlib import import_module
+
+    from sandbox.cli import console
+
+    word = arguments[0] if arguments else "--help"
+    if word in {"--help", "-h", "help"}:
+        console.write(_overview())
+        return 0 if arguments else 2
+    if word in {"--version", "version"}:
+        from sandbox._version import __version__
+
+        console.write(f"sandbox {__version__}\n")
+        return 0
+    if word not in COMMANDS:
+        console.complain(f"sandbox: there is no command `{word}`; see `sandbox --help`")
+        return 2
+    status: int = import_module(f"sandbox.cli.{COMMANDS[word][0]}").main(arguments[1:])
+    return status
+
+
+def _overview() -> str:
+    from sandbox.cli import console
+
+    rows = [(f"{name} {operands}".strip(), text) for name, (_, operands, text) in COMMANDS.items()]
+    return "\n\n".join((
+        "sandbox COMMAND [OPTIONS...]",
+        console.bold("Run programs in containers: no daemon, no root, milliseconds."),
+        "Commands:\n" + console.columns(rows),
+        "Options:\n" + console.columns([("-h --help", "Show this help"), ("   --version", "Show the version")]),
+        "Examples:\n" + console.columns(_EXAMPLES),
+    )) + "\n"  # fmt: skip

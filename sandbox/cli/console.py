@@ -1,0 +1,60 @@
+"""How the command line writes: columns, bold on terminals, errors in one place."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+
+
+def is_terminal(fd: int) -> bool:
+    """Whether a person looks at this descriptor."""
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+def bold(text: str) -> str:
+    """``text``, bold if standard output is a terminal (and NO_COLOR is not set, see no-color.org)."""
+    plain = not is_terminal(1) or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain else f"\033[1m{text}\033[0m"
+
+
+def write(text: str) -> None:
+    """To standard output, at once; bytes that came out of file names as surrogates go back as they were."""
+    data = memoryview(text.encode("utf-8", "surrogateescape"))
+    while data:
+        data = data[os.write(1, data) :]
+
+
+def complain(text: str) -> None:
+    """To standard error."""
+    try:
+        os.write(2, f"{text}\n".encode("utf-8", "surrogateescape"))
+    except OSError:
+        pass  # nobody listens; the exit status still tells
+
+
+def columns(rows: Iterable[Sequence[str]], indent: str = "  ", gap: int = 2) -> str:
+    """Rows with their cells aligned; the last one is as long as it is."""
+    table = [list(row) for row in rows]
+    widths = [max((len(cell) for cell in column), default=0) for column in zip(*table, strict=True)]
+    lines = []
+    for row in table:
+        cells = [cell.ljust(width + gap) for cell, width in zip(row[:-1], widths[:-1], strict=True)]
+        lines.append((indent + "".join(cells) + row[-1]).rstrip())
+    return "\n".join(lines)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for people; its header alone if there is nothing."""
+    return columns([header, *rows], indent="", gap=3) + "\n"
+
+
+def hush() -> None:
+    """The reader of our output has gone: let nothing that is written later complain about it."""
+    null = os.open("/dev/null", os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives

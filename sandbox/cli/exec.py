@@ -1,0 +1,94 @@
+"""``sandbox exec``: a command in a container that runs, whoever started it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from sandbox.cli import find
+from sandbox.cli.container import variables
+from sandbox.cli.options import Command, Given, Option, UsageError, number
+from sandbox.cli.streams import standard_streams
+
+if TYPE_CHECKING:
+    from sandbox._container import RunningContainer
+    from sandbox.cli.attend import Program
+    from sandbox.shim.client import Conversation
+
+COMMAND = Command(
+    "exec", "POD[/CONTAINER] COMMAND...", "Run a command in a running container; it ends when this command does.",
+    (
+        Option("interactive", "Give it our standard input", "i"),
+        Option("tty", "Give it a terminal", "t"),
+        Option("env", "Set a variable, or pass it on", "e", "KEY[=VALUE]", many=True),
+        Option("workdir", "Start in this directory", "w", "PATH"),
+        Option("user", "Run as this user, by name or number", "u", "USER[:GROUP]"),
+        Option("timeout", "Kill it after this time, exit with 124", "", "SECONDS"),
+    ),
+    (
+        ("sandbox exec shop/db psql -c 'select 1'", "in the container `db` of the pod `shop`"),
+        ("sandbox exec -it -u 0 pod-1f2e sh", "a shell as root"),
+    ),
+    "A pod is named by its name, its id, or the beginning of it. The exit status is as with `sandbox run`.",
+)  # fmt: skip
+
+#: Seconds from SIGTERM until it is killed.
+_PATIENCE = 10.0
+
+
+def main(arguments: list[str]) -> int:
+    """Run it and return the exit status."""
+    given = COMMAND.parse(arguments)
+    if given is None:
+        return 0
+    if len(given.operands) < 2:
+        raise UsageError("expected a pod and a command")
+    pod, *command = given.operands
+    if command[0] == "--":
+        command = command[1:]
+    timeout = number(given["timeout"], "timeout")
+    with find.container(pod) as container:
+        try:
+            return _attend(container, command, given, timeout)
+        except TimeoutError:
+            from sandbox.errors import TimeoutExpired
+
+            raise TimeoutExpired(command, timeout or 0) from None
+
+
+def _attend(container: RunningContainer, command: list[str], given: Given, timeout: float | None) -> int:
+    from sandbox.cli.attend import Attendant, status_of
+
+    with _start(container, command, given) as conversation, contextlib.ExitStack() as stack:
+        started, fds = conversation.answer()
+        terminal = None
+        if fds:
+            from sandbox.cli.terminal import Terminal
+
+            terminal = stack.enter_context(Terminal(fds[0], interactive=bool(given["interactive"])))
+        program = _program(container, conversation, started["exec"])
+        document = Attendant(program, terminal, timeout=timeout, patience=_PATIENCE).wait()
+    return status_of(document["returncode"])
+
+
+def _start(container: RunningContainer, command: list[str], given: Given) -> Conversation:
+    document = container.process_document(
+        command, dict(variables(given["env"])), given["workdir"], given["user"], tty=bool(given["tty"])
+    )  # fmt: skip
+    if given["tty"]:
+        from sandbox.cli.terminal import set_window
+
+        set_window(document)
+    fields: dict[str, Any] = {**container.address, "process": document, "user": given["user"], "lease": True}
+    with standard_streams(interactive=bool(given["interactive"])) as streams:
+        return container.shim.ask("container.exec", fields, streams)
+
+
+def _program(container: RunningContainer, conversation: Conversation, number: int) -> Program:
+    from sandbox.cli.attend import Program
+
+    return Program(
+        conversation,
+        lambda signal: container.signal_exec(number, False, signal),
+        lambda: container.signal_exec(number, True, 9),
+    )
