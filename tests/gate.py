@@ -302,6 +302,12 @@ for _name, *_arguments in (
     PROBES[_name.removesuffix("-server")] = functools.cache(functools.partial(_program, _name, *_arguments))
 
 
+@probe("python")
+def _python() -> str | None:
+    """A Python that containers of the host image see: not one that lies in somebody's home."""
+    return _program("/usr/bin/python3", "-c", "import sys; sys.exit(sys.version_info < (3, 9))")
+
+
 @probe("systemd.booted")
 def _booted() -> str | None:
     """sd_booted(3): systemd is the machine's PID 1."""

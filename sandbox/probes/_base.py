@@ -51,6 +51,9 @@ class Watch(Protocol):
     def step(self) -> bool:
         """Look; true if the container is ready. May be called early. Must not block."""
 
+    def last_step(self) -> bool:
+        """The container has ended: true if it said before that it was ready."""
+
     def close(self) -> None:
         """Give back what it holds."""
 
@@ -83,6 +86,10 @@ class Looking:
             return True
         self._due = time.monotonic() + self._pause
         self._pause = min(self._pause * self._factor, self._longest)
+        return False
+
+    def last_step(self) -> bool:
+        """What has ended does not become ready any more."""
         return False
 
     def look(self) -> bool:
@@ -195,7 +202,7 @@ def wait_for(probe: Probe, container: RunningContainer, timeout: float) -> None:
                 raise _late(probe, watch, container, timeout)
             delay = watch.delay()
             if death.fileno() in _poll(watch, death, rest if delay is None else min(delay, rest)):
-                if watch.step():  # what it said before its end still counts
+                if watch.last_step():
                     return
                 raise _ended(probe, watch, container, death)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
-from sandbox._validators import named_errors
+from sandbox.errors import ModelError
 
 from ._base import Probe, Watch, as_probe
 
@@ -25,13 +25,16 @@ def _probes(value: Iterable[object]) -> tuple[Probe, ...]:
     return tuple(as_probe(item) for item in found)
 
 
-@attrs.frozen(init=False, repr=False, field_transformer=named_errors)
+@attrs.frozen(init=False, repr=False)
 class _Group(Probe):
     #: Probes, or callables.
-    probes: tuple[Probe, ...] = attrs.field(converter=_probes)
+    probes: tuple[Probe, ...]
 
     def __init__(self, *probes: typing.Any) -> None:
-        self.__attrs_init__(probes)
+        try:
+            self.__attrs_init__(_probes(probes))
+        except (TypeError, ValueError) as error:
+            raise ModelError(str(error), class_name=type(self).__name__, field="probes", value=probes) from None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.probes))})"
@@ -113,7 +116,13 @@ class _AllWatch(_GroupWatch):
                 self._watches.remove(pair)
         return not self._watches
 
+    def last_step(self) -> bool:
+        return all(watch.last_step() for _, watch in self._watches)
+
 
 class _AnyWatch(_GroupWatch):
     def step(self) -> bool:
         return any(watch.step() for _, watch in self._watches)
+
+    def last_step(self) -> bool:
+        return any(watch.last_step() for _, watch in self._watches)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: A line without its end counts once nothing was added for so long, in seconds: a prompt, say.
 _SETTLED = 0.002
+#: How long to wait for the rest of a log whose writer has ended, in milliseconds.
+_LAST_WORDS = 1000
 _DATAGRAM = 1 << 16
 
 
@@ -92,11 +94,20 @@ class _LogWatch:
 
     def step(self) -> bool:
         while not self._ended and self._poller.poll(0):
-            message, _ = self._conversation.answer()
-            self._ended = message.get("event") == "end"
-            self._take(self._lines.feed(message.get("chunks") or ()))
-            self._unfinished_since = time.monotonic() if any(self._lines.rest()) else None
+            self._hear()
         return self._matches >= self._probe.count or self._settled()
+
+    def last_step(self) -> bool:
+        """All of the log is with the shim by now, and its end comes after it."""
+        while not self._ended and self._poller.poll(_LAST_WORDS):
+            self._hear()
+        return self.step()
+
+    def _hear(self) -> None:
+        message, _ = self._conversation.answer()
+        self._ended = message.get("event") == "end"
+        self._take(self._lines.feed(message.get("chunks") or ()))
+        self._unfinished_since = time.monotonic() if any(self._lines.rest()) else None
 
     def _take(self, records: Iterable[LogRecord]) -> None:
         for record in records:
@@ -161,6 +172,9 @@ class _NotifyWatch:
                 # Descriptors that come along are dropped, which is what a BARRIER=1 waits for.
                 ready = self._take(self._socket.recv(_DATAGRAM, socket.MSG_DONTWAIT))
         return ready
+
+    def last_step(self) -> bool:
+        return self.step()
 
     def _take(self, datagram: bytes) -> bool:
         fields = dict(line.partition("=")[::2] for line in datagram.decode("utf-8", "replace").splitlines())
