@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from sandbox.linux import capabilities, constants as c, netlink, syscalls
@@ -22,6 +22,7 @@ from sandbox.linux.users import UserDatabase, UserNotFoundError
 from . import beneath, hooks, process, rootfs as roots
 from .failure import Failure, describe
 from .plan import Plan
+from .steps import Step
 
 #: Read once, in the shim: /proc/sys may be masked in a container.
 _HIGHEST_CAPABILITY = capabilities.last()
@@ -61,13 +62,13 @@ def failure_of(message: bytes) -> Failure:
     return Failure(facts.pop("type"), **facts)
 
 
-class _Progress:
+class Progress:
     """The step that is being done, for the error message."""
 
     doing = "set up the process"
 
 
-def _report(channel: socket.socket, error: BaseException, progress: _Progress) -> NoReturn:
+def report(channel: socket.socket, error: BaseException, progress: Progress) -> NoReturn:
     try:
         channel.send(json.dumps({"error": describe(error, progress.doing)}).encode())
     finally:
@@ -76,36 +77,53 @@ def _report(channel: socket.socket, error: BaseException, progress: _Progress) -
 
 def main(order: Order, channel: socket.socket) -> NoReturn:
     """The container's init, from birth to execve(2)."""
-    progress = _Progress()
+    progress = Progress()
     try:
-        _begin(order.stdio, order.v1_tasks)
-        if channel.recv(16) != b"go":
-            os._exit(1)
-        _own_namespaces(order.plan, progress)
-        if order.notify:
-            progress.doing = "bind the notification socket"
-            _bind_notify(order.notify, channel)
-        _make_root(order, channel, progress)
-        if "startContainer" in order.plan.hooks:
-            progress.doing = "run the startContainer hooks"
-            hooks.run(order.plan.hooks["startContainer"], "startContainer", order.state)
-        program = order.plan.program
-        if program.terminal:
-            progress.doing = "open the terminal"
-            _give_terminal(program, channel, console=True)
-        progress.doing = "start the program"
-        if order.plan.init:
-            _reap_for(program, channel, progress)
-        process.become(program, _HIGHEST_CAPABILITY)
+        begin(order.stdio, order.v1_tasks)
+        await_go(channel)
+        progress.doing = "enter the user namespace"
+        own_identity()
+        if "network" in order.plan.namespaces:
+            progress.doing = "bring up the loopback device"
+            netlink.loopback_up()
+        syscalls.mount(None, "/", None, c.MS_PRIVATE | c.MS_REC)
+        roots.mount_scratch(order.scratch, order.rootfs.size)
+        finish(order, channel, progress)
     except BaseException as error:
-        _report(channel, error, progress)
+        report(channel, error, progress)
+
+
+def await_go(channel: socket.socket) -> None:
+    """Wait until the shim has mapped our ids; end if it has gone away instead."""
+    if channel.recv(16) != b"go":
+        os._exit(1)
+
+
+def finish(order: Order, channel: socket.socket, progress: Progress, staged: Collection[Step] = ()) -> NoReturn:
+    """From a namespace with a scratch tmpfs to the program; ``staged`` are steps that were done ahead (:mod:`.spare`)."""
+    _name_namespaces(order.plan, progress)
+    if order.notify:
+        progress.doing = "bind the notification socket"
+        _bind_notify(order.notify, channel)
+    _make_root(order, channel, progress, staged)
+    if "startContainer" in order.plan.hooks:
+        progress.doing = "run the startContainer hooks"
+        hooks.run(order.plan.hooks["startContainer"], "startContainer", order.state)
+    program = order.plan.program
+    if program.terminal:
+        progress.doing = "open the terminal"
+        _give_terminal(program, channel, console=True)
+    progress.doing = "start the program"
+    if order.plan.init:
+        _reap_for(program, channel, progress)
+    process.become(program, _HIGHEST_CAPABILITY)
 
 
 def intermediate(
     order: Order, channel: socket.socket, join: Mapping[str, int], cgroup_fd: int, answer: socket.socket
 ) -> NoReturn:
     """Join the pod's namespaces and beget the container's init there; tells its process id."""
-    progress = _Progress()
+    progress = Progress()
     try:
         sys.meta_path.clear()
         progress.doing = "join the pod's namespaces"
@@ -123,14 +141,14 @@ def intermediate(
         answer.send(str(pid).encode())
         os._exit(0)
     except BaseException as error:
-        _report(answer, error, progress)
+        report(answer, error, progress)
 
 
 def enter(entry: Entry, channel: socket.socket) -> NoReturn:
     """An exec'd process, from birth in the container's process namespace to execve(2)."""
-    progress = _Progress()
+    progress = Progress()
     try:
-        _begin(entry.stdio, entry.v1_tasks)
+        begin(entry.stdio, entry.v1_tasks)
         progress.doing = "join the container"
         syscalls.setns(entry.init_pidfd, entry.flags)
         become_root()
@@ -145,7 +163,7 @@ def enter(entry: Entry, channel: socket.socket) -> NoReturn:
         progress.doing = "start the program"
         process.become(program, _HIGHEST_CAPABILITY)
     except BaseException as error:
-        _report(channel, error, progress)
+        report(channel, error, progress)
 
 
 def _with_user(entry: Entry) -> process.Program:
@@ -164,7 +182,7 @@ def _with_user(entry: Entry) -> process.Program:
     return entry.program._replace(uid=user.uid, gid=user.gid, groups=user.groups, env=env)
 
 
-def _begin(stdio: tuple[int, ...], v1_tasks: tuple[int, ...]) -> None:
+def begin(stdio: tuple[int, ...], v1_tasks: tuple[int, ...]) -> None:
     sys.meta_path.clear()
     for number, fd in enumerate(stdio):
         os.dup2(fd, number)
@@ -173,12 +191,16 @@ def _begin(stdio: tuple[int, ...], v1_tasks: tuple[int, ...]) -> None:
         os.write(fd, b"0")
 
 
-def _own_namespaces(plan: Plan, progress: _Progress) -> None:
-    progress.doing = "enter the user namespace"
+def own_identity() -> None:
+    """Be root of the new user namespace, unobserved, in a session of one's own."""
     become_root()
     syscalls.prctl(c.PR_SET_DUMPABLE, 0)
     os.setsid()
+
+
+def _name_namespaces(plan: Plan, progress: Progress) -> None:
     if "cgroup" in plan.namespaces:
+        progress.doing = "make the cgroup namespace"
         syscalls.unshare(c.CLONE_NEWCGROUP)
     progress.doing = "set the host name"
     if plan.hostname:
@@ -186,9 +208,6 @@ def _own_namespaces(plan: Plan, progress: _Progress) -> None:
     if plan.domainname:
         with open("/proc/sys/kernel/domainname", "w") as file:
             file.write(plan.domainname)
-    progress.doing = "bring up the loopback device"
-    if "network" in plan.namespaces:
-        netlink.loopback_up()
 
 
 def _offset_clocks(plan: Plan) -> None:
@@ -199,17 +218,20 @@ def _offset_clocks(plan: Plan) -> None:
             file.write(f"{clock} {offset.get('secs', 0)} {offset.get('nanosecs', 0)}\n")
 
 
-def _make_root(order: Order, channel: socket.socket, progress: _Progress) -> None:
+def _make_root(order: Order, channel: socket.socket, progress: Progress, staged: Collection[Step]) -> None:
     plan = order.plan
     progress.doing = "make the root file system"
-    syscalls.mount(None, "/", None, c.MS_PRIVATE | c.MS_REC)
     scene = roots.assemble(order.rootfs, order.layers, order.scratch, order.prepared)
     for kind in ("prestart", "createRuntime"):
         if kind in plan.hooks:
             _hooks_of_shim(channel, kind)
     if "createContainer" in plan.hooks:
         hooks.run(plan.hooks["createContainer"], "createContainer", order.state)
+    if staged:
+        roots.move_staged(scene)
     for step in plan.steps:
+        if step in staged:
+            continue
         progress.doing = step.describe()
         step.execute(scene)
     progress.doing = "enter the root file system"
@@ -255,7 +277,7 @@ def _give_terminal(program: process.Program, channel: socket.socket, *, console:
     os.close(master)
 
 
-def _reap_for(program: process.Program, channel: socket.socket, progress: _Progress) -> None:
+def _reap_for(program: process.Program, channel: socket.socket, progress: Progress) -> None:
     """Stay as process 1: forward signals, reap orphans, end as the program ends. Returns in the program's process."""
     forwarded = {number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)}
     signal.pthread_sigmask(signal.SIG_SETMASK, forwarded)
@@ -294,4 +316,7 @@ def _reap(main_pid: int) -> None:
             os._exit(code if code >= 0 else 128 - code)
 
 
-__all__ = ["Entry", "Order", "enter", "failure_of", "intermediate", "main"]
+__all__ = [
+    "Entry", "Order", "Progress", "await_go", "begin", "enter", "failure_of", "finish", "intermediate", "main",
+    "own_identity", "report",
+]  # fmt: skip

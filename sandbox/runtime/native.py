@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from sandbox.linux import constants as c, syscalls
@@ -63,35 +63,43 @@ def user_namespace(idmap: IdMap) -> int:
 def start(
     plan: Plan, rootfs: roots.Rootfs, *, idmap: IdMap, userns_fd: int, pod: Mapping[str, int] | None,
     stdio: Sequence[int], placement: Placement, scratch: str, state: Mapping[str, object], notify: str | None = None,
+    hand_over: Callable[[init.Order], Launch | None] | None = None,
 ) -> Launch:  # fmt: skip
     """Start a container.
 
     ``pod`` has the descriptors of the pod's namespaces, None to make them; ``userns_fd`` (or -1) is the namespace whose
-    ids idmapped mounts take; ``scratch`` is an empty directory to mount on. Raises :class:`Failure` for what can be
-    told before the child exists.
+    ids idmapped mounts take; ``scratch`` is an empty directory to mount on; ``hand_over`` gives the order to a process
+    that was made ahead, or returns None (:mod:`.spare`). Raises :class:`Failure` for what can be told before the child
+    exists.
     """
     clones = roots.prepare(rootfs, userns_fd)
     prepared: dict[str, int] = {}
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         for bind in plan.binds:
             prepared[bind.target] = bind.prepare(userns_fd)
         order = init.Order(
             plan, rootfs, clones, prepared, tuple(stdio), placement.v1_tasks, scratch, dict(state), notify
         )  # fmt: skip
-        pid, pidfd = _clone(order, theirs, pod, placement.cgroup_fd)
+        launch = hand_over(order) if hand_over else None
+        return launch or _start_anew(order, idmap, pod, placement.cgroup_fd)
+    finally:
+        for fd in (*clones, *prepared.values()):
+            os.close(fd)
+
+
+def _start_anew(order: init.Order, idmap: IdMap, pod: Mapping[str, int] | None, cgroup_fd: int) -> Launch:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        with theirs:
+            pid, pidfd = _clone(order, theirs, pod, cgroup_fd)
     except BaseException:
         ours.close()
         raise
-    finally:
-        theirs.close()
-        for fd in (*clones, *prepared.values()):
-            os.close(fd)
     try:
         if pod is None:
             write_map(pid, idmap)
         # Before the child goes on: it makes itself uninspectable, and these links with it.
-        namespaces = open_namespaces(pid, plan.namespaces)
+        namespaces = open_namespaces(pid, order.plan.namespaces)
         ours.send(b"go")
     except BaseException:
         syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)

@@ -15,10 +15,12 @@ from sandbox.linux.errors import KernelError
 from sandbox.linux.mounts import idmapped_clone
 
 from .failure import Failure, invalid
-from .steps import Scene, explain_source
+from .steps import Scene, attach, explain_source
 
 #: overlayfs takes at most this many lower layers (OVL_MAX_STACK).
 _MAX_LAYERS = 500
+#: Where in the scratch tmpfs mounts wait for the root they belong to.
+STAGE = "stage"
 
 
 class Overlay(NamedTuple):
@@ -69,13 +71,29 @@ def prepare(rootfs: Rootfs, userns_fd: int) -> list[int]:
     return clones
 
 
-def assemble(rootfs: Rootfs, clones: list[int], scratch: str, prepared: dict[str, int]) -> Scene:
-    """Mount the root below ``scratch`` (an empty directory) and return the scene for the steps that follow."""
-    size = f",size={rootfs.size}" if rootfs.size else ""
-    syscalls.mount("sandbox", scratch, "tmpfs", c.MS_NODEV, f"mode=0755{size}")
+def mount_scratch(scratch: str, size: int | None) -> None:
+    """A tmpfs on ``scratch`` (an empty directory) for all that will be written, and the working directory in it."""
+    syscalls.mount("sandbox", scratch, "tmpfs", c.MS_NODEV, f"mode=0755,size={size}" if size else "mode=0755")
     os.chdir(scratch)
-    for name in ("root", "empty"):
+    for name in ("root", "empty", STAGE):
         os.mkdir(name)
+
+
+def stage(scratch: str) -> Scene:
+    """A scene in which steps below /dev, /proc and /sys can be done before the root itself is known."""
+    return Scene(os.open(STAGE, c.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), {}, f"{scratch}/empty")
+
+
+def move_staged(scene: Scene) -> None:
+    """Move what was staged into the new root, with everything mounted on it."""
+    for name in os.listdir(STAGE):
+        fd = syscalls.open_tree(f"{STAGE}/{name}", c.OPEN_TREE_CLOEXEC)
+        attach(scene, fd, f"/{name}", directory=True)
+        os.close(fd)
+
+
+def assemble(rootfs: Rootfs, clones: list[int], scratch: str, prepared: dict[str, int]) -> Scene:
+    """Mount the root in the scratch tmpfs and return the scene for the steps that follow."""
     whole = rootfs.overlays[0].target == "/"
     if not whole:
         syscalls.mount("root", "root", None, c.MS_BIND)

@@ -55,7 +55,7 @@ def _attributes(flags: int) -> int:
     return sum(attribute for flag, attribute in _ATTRIBUTES if flags & flag)
 
 
-def _attach(scene: Scene, mount_fd: int, target: str, *, directory: bool) -> None:
+def attach(scene: Scene, mount_fd: int, target: str, *, directory: bool) -> None:
     """Move a detached mount to ``target``, which is made if it is missing."""
     try:
         target_fd = beneath.ensure(scene.root_fd, target, directory=directory, follow=target not in _NO_LINKS)
@@ -140,7 +140,7 @@ class Bind(NamedTuple):
 
     def execute(self, scene: Scene) -> None:
         mount_fd = scene.prepared[self.target]
-        _attach(scene, mount_fd, self.target, directory=stat.S_ISDIR(os.fstat(mount_fd).st_mode))
+        attach(scene, mount_fd, self.target, directory=stat.S_ISDIR(os.fstat(mount_fd).st_mode))
         if self.options.propagation:
             _set_propagation(scene, self.target, self.options.propagation)
 
@@ -181,7 +181,7 @@ class Device(NamedTuple):
         try:
             if not stat.S_ISCHR(os.fstat(mount_fd).st_mode) and not stat.S_ISBLK(os.fstat(mount_fd).st_mode):
                 raise Failure(operation="bind the device", object=self.path, detail="it is no device on the host")
-            _attach(scene, mount_fd, self.path, directory=False)
+            attach(scene, mount_fd, self.path, directory=False)
         finally:
             os.close(mount_fd)
 

@@ -12,12 +12,14 @@ from typing import Any
 
 from sandbox.linux import syscalls
 from sandbox.linux.cgroup import Cgroup
-from sandbox.runtime import external, hooks, native
+from sandbox.runtime import external, hooks, native, spare
 from sandbox.runtime.failure import Failure, describe
+from sandbox.runtime.init import Order
 
 from .answers import Answers
 from .container import Child, Container
 from .pod import Pod, World
+from .spares import Reserve
 
 #: A container that keeps failing is restarted after 50 ms, then after twice as long each time, up to this many seconds.
 _LONGEST_BACKOFF = 5.0
@@ -76,15 +78,18 @@ class Launcher:
 
     def _launch(self, pod: Pod, container: Container, fds: list[int] | None, starter: _Starter) -> None:
         main = container.cgroup.child("main").v2_only() if container.cgroup else None
-        if main is not None:
+        reserve = self._reserve(pod, container)
+        if main is not None and reserve is None:
             main.create()
         where = Cgroup(main.v2, container.cgroup.v1) if main and container.cgroup else None
         with contextlib.ExitStack() as stack:
             stdio = fds[:3] if fds is not None else self._log_streams(container, stack)
-            launch = self._engine_start(pod, container, stdio, where, stack)
+            launch = self._engine_start(pod, container, stdio, where, stack, reserve)
         child = Child(self._loop, launch, where)
         container.child = child
         container.namespaces = launch.namespaces
+        if container.engine == "native" and pod.namespaces is None:
+            self._world.spares.learn(container.plan, container.name, pod.cgroup, pod.controllers)
         pod.adopt_namespaces(launch.namespaces)
         for read_end, stream in container.pending_logs:
             container.drains.append(container.logs.attach(self._loop, read_end, stream))
@@ -95,20 +100,43 @@ class Launcher:
             lambda request, channel: self._run_hooks(container, request, channel),
         )
 
+    @staticmethod
+    def _reserve(pod: Pod, container: Container) -> Reserve | None:
+        """The spare that came with the pod, if it is what this container needs; else it has to go."""
+        reserve = pod.reserve
+        if reserve is None:
+            return None
+        fits = container.engine == "native" and pod.namespaces is None and reserve.container == container.name
+        if not (fits and reserve.spare.fits(container.plan)):
+            pod.drop_reserve()
+            return None
+        return reserve
+
     def _engine_start(
-        self, pod: Pod, container: Container, stdio: list[int], where: Cgroup | None, stack: contextlib.ExitStack
+        self, pod: Pod, container: Container, stdio: list[int], where: Cgroup | None, stack: contextlib.ExitStack,
+        reserve: Reserve | None,
     ) -> native.Launch:  # fmt: skip
         directory = where.open_directory() if where else -1
         tasks = where.open_v1_tasks() if where else ()
         for fd in (*tasks, *((directory,) if directory >= 0 else ())):
             stack.callback(os.close, fd)
-        start = native.start if container.engine == "native" else external.engine(container.engine).start
-        return start(
-            container.plan, container.rootfs, idmap=self._world.idmap, userns_fd=self._world.userns_fd,
-            pod=pod.namespaces, stdio=stdio, placement=native.Placement(directory, tasks),
-            scratch=f"{self._world.space}/scratch", state=container.oci_state(),
-            notify=container.notify if container.restarts == 0 else None,
-        )  # fmt: skip
+        def hand_over(order: Order) -> native.Launch | None:
+            assert reserve is not None
+            if not spare.hand_over(reserve.spare, order):
+                return None
+            pod.reserve = None
+            return reserve.spare.launch
+
+        request: dict[str, Any] = {
+            "idmap": self._world.idmap, "userns_fd": self._world.userns_fd, "pod": pod.namespaces, "stdio": stdio,
+            "placement": native.Placement(directory, tasks), "scratch": f"{self._world.space}/scratch",
+            "state": container.oci_state(), "notify": container.notify if container.restarts == 0 else None,
+        }  # fmt: skip
+        if container.engine != "native":
+            return external.engine(container.engine).start(container.plan, container.rootfs, **request)
+        launch = native.start(container.plan, container.rootfs, **request, hand_over=hand_over if reserve else None)
+        pod.drop_reserve()
+        return launch
 
     @staticmethod
     def _log_streams(container: Container, stack: contextlib.ExitStack) -> list[int]:

@@ -20,6 +20,7 @@ from sandbox.runtime.native import POD_NAMESPACES
 
 from .container import Container
 from .loop import Loop
+from .spares import Reserve, Spares
 
 
 #: Members of ``linux.resources`` → version 1 controller.
@@ -43,6 +44,7 @@ class World:
         self.own_netns_fd = own_netns_fd
         with open("/proc/self/setgroups") as file:
             self.may_set_groups = file.read().strip() == "allow"
+        self.spares = Spares(loop, space, idmap)
         self._host_root: roots.Rootfs | None = None
 
     def rootfs(self, document: Mapping[str, Any]) -> roots.Rootfs:
@@ -85,6 +87,7 @@ class Pod:
         self.helpers: list[tuple[int, int]] = []
         self._world = world
         self._volumes: list[str] = []
+        self.reserve: Reserve | None = world.spares.take(document.get("cgroup"))
         self.cgroup = self._make_cgroup(document.get("cgroup"), document.get("resources") or {})
         try:
             for volume in document.get("volumes") or ():
@@ -102,12 +105,14 @@ class Pod:
         self._controllers = set(grant.get("controllers") or ())
         self._v1 = dict(grant.get("v1") or {})
         limited = {controller: path for controller, path in self._v1.items() if controller in _limited(resources)}
-        cgroup = Cgroup(grant.get("v2"), limited)
+        scope = self.reserve.scope.v2 if self.reserve and self.reserve.scope else grant.get("v2")
+        cgroup = Cgroup(scope, limited)
         cgroup.create()
         try:
             self.apply(cgroup, resources)
             cgroup.enable(self._controllers)
         except BaseException:
+            self.drop_reserve()
             cgroup.remove()
             raise
         return cgroup
@@ -136,9 +141,21 @@ class Pod:
         try:
             self.apply(cgroup, resources)
         except BaseException:
+            self.drop_reserve()
             cgroup.remove()
             raise
         return cgroup
+
+    @property
+    def controllers(self) -> set[str]:
+        """Version 2 controllers that its containers may use."""
+        return self._controllers
+
+    def drop_reserve(self) -> None:
+        """The spare that came with its cgroup is of no use."""
+        if self.reserve is not None:
+            self.reserve.discard()
+            self.reserve = None
 
     def adopt_namespaces(self, opened: Mapping[str, int]) -> None:
         """Keep the namespaces that the pod's first container made, for the others and for the pod's sockets."""
@@ -184,6 +201,7 @@ class Pod:
 
     def release(self) -> None:
         """Give back everything; no process of the pod is left when this is called."""
+        self.drop_reserve()
         for pid, pidfd in self.helpers:
             with contextlib.suppress(OSError):
                 syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)

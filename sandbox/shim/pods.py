@@ -56,6 +56,7 @@ class Pods:
 
     def close_all(self, done: Callable[[], None]) -> None:
         """Remove every pod, then call ``done``."""
+        self._world.spares.close()
         for pod in list(self._pods.values()):
             self._take_down(pod, lambda: self._pods or done())
         if not self._pods:
