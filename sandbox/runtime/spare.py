@@ -84,10 +84,10 @@ def _below_stage(path: str) -> bool:
 
 
 def make(steps: tuple[Step, ...], *, idmap: IdMap, scratch: str, cgroup_fd: int) -> Spare:
-    """Start a spare that does ``steps``."""
+    """Start a spare that does ``steps``; it becomes a child of the caller's parent."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        pid, pidfd = syscalls.clone3(_FLAGS, signal.SIGCHLD, cgroup_fd)
+        pid, pidfd = syscalls.clone3(_FLAGS | c.CLONE_PARENT, 0, cgroup_fd)
         if pid == 0:
             ours.close()
             _wait(steps, scratch, theirs)

@@ -7,17 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from sandbox.linux.cgroup import Cgroup
-from sandbox.linux.errors import KernelError
 from sandbox.linux.idmap import IdMap
 from sandbox.runtime import spare as spares
 from sandbox.runtime.plan import Plan
 
 from .loop import Loop
+from .nursery import Nursery, Order
 
 #: A shim that starts one container will hardly start another; one that starts two goes on.
 _STARTS_BEFORE = 2
-#: Seconds after a start in which the shim does nothing else, so that the next request does not have to wait.
-_IDLE = 0.0002
 
 
 class Reserve:
@@ -39,10 +37,11 @@ class Reserve:
 
 
 class Spares:
-    """At most one reserve at a time."""
+    """At most one reserve at a time; the nursery makes it."""
 
     def __init__(self, loop: Loop, space: str, idmap: IdMap) -> None:
-        self._loop, self._space, self._idmap = loop, space, idmap
+        self._loop = loop
+        self._nursery = Nursery(loop, f"{space}/scratch", idmap, self._made)
         self._ready: Reserve | None = None
         self._starts = 0
         self._number = 0
@@ -57,52 +56,35 @@ class Spares:
         found = os.path.dirname(reserve.scope.v2 or "") if reserve.scope else ""
         if wanted == found and reserve.spare.alive:
             return reserve
-        self._drop(reserve)
+        _drop(reserve)
         return None
 
     def learn(self, plan: Plan, container: str, scope: Cgroup | None, controllers: set[str]) -> None:
-        """A pod's first container was started like this; make a spare for the next when there is time."""
+        """A pod's first container was started like this; the next may be alike."""
         self._starts += 1
         if self._starts < _STARTS_BEFORE or self._ready is not None or self._pending:
             return
-        steps = spares.template(plan)
+        self._number += 1
         base = os.path.dirname(scope.v2) if scope and scope.v2 else None
-        self._pending = True
-        self._loop.later(_IDLE, lambda: self._make(steps, container, base, controllers))
+        path = f"{base}/sandbox-spare{self._number}.scope" if base else None
+        self._pending = self._nursery.ask(Order(spares.template(plan), container, path, controllers))
+
+    def _made(self, order: Order, spare: spares.Spare | None) -> None:
+        self._pending = False
+        if spare is None:
+            return
+        self._ready = Reserve(spare, Cgroup(order.scope) if order.scope else None, order.container)
 
     def close(self) -> None:
         """No more spares are wanted."""
         self._pending = True
+        self._nursery.close()
         if self._ready is not None:
-            self._drop(self._ready)
+            _drop(self._ready)
             self._ready = None
 
-    def _make(self, steps: tuple[Any, ...], container: str, base: str | None, controllers: set[str]) -> None:
-        self._pending = False
-        self._number += 1
-        scope = Cgroup(f"{base}/sandbox-spare{self._number}.scope") if base else None
-        cgroup_fd = -1
-        try:
-            if scope is not None:
-                scope.create()
-                scope.enable(controllers)
-                scope.child(container).create()
-                main = scope.child(container).child("main")
-                main.create()
-                cgroup_fd = main.open_directory()
-            spare = spares.make(
-                steps, idmap=self._idmap, scratch=f"{self._space}/scratch", cgroup_fd=cgroup_fd
-            )  # fmt: skip
-            self._ready = Reserve(spare, scope, container)
-        except (KernelError, OSError):
-            # No descriptors or processes left: the start that has to do without will say so if it matters.
-            if scope is not None:
-                scope.remove()
-        finally:
-            if cgroup_fd >= 0:
-                os.close(cgroup_fd)
 
-    def _drop(self, reserve: Reserve) -> None:
-        reserve.discard()
-        if reserve.scope is not None:
-            reserve.scope.remove()
+def _drop(reserve: Reserve) -> None:
+    reserve.discard()
+    if reserve.scope is not None:
+        reserve.scope.remove()
