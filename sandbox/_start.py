@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -14,6 +15,9 @@ from sandbox.probes import wait_ready
 
 if TYPE_CHECKING:
     from sandbox.pods import RunningPod
+
+#: Of each container, in an error about another one.
+_LOG_LINES = 20
 
 
 def start_all(pod: RunningPod, prepared: Sequence[Prepared]) -> None:
@@ -35,12 +39,23 @@ def _first_error(
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
-    except BaseException:
+    except BaseException as error:
+        _tell_of_the_others(error, pod)
         failed.set()
         for event in ready.values():
             event.set()
         pod.close()  # wakes those that wait for a container to become ready
         raise
+
+
+def _tell_of_the_others(error: BaseException, pod: RunningPod) -> None:
+    """What the other containers had written is about to go, and may be the reason."""
+    for container in list(pod.containers.values()):
+        if container.name != getattr(error, "container", None):
+            with contextlib.suppress(SandboxError):
+                if logs := container.logs(tail=_LOG_LINES):
+                    error.add_note("\n".join([f"  last log lines of container `{container.name}`:",
+                                              *(f"    {line}" for line in logs.splitlines())]))  # fmt: skip
 
 
 def _in_turn(

@@ -1,0 +1,96 @@
+"""Command line options, and the ini values of the same names for those that suit a project."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import pytest
+
+_ENGINES = ("native", "crun", "runc")
+_CGROUPS = ("auto", "cgroupfs", "none")
+_KEEP = ("never", "failed")
+
+
+class Settings(NamedTuple):
+    """What was chosen for this run."""
+
+    #: What starts containers: ``native``, ``crun`` or ``runc``.
+    engine: str
+    #: Who gives the cgroups.
+    cgroups: str
+    #: ``failed``: a test's pod is not removed while somebody looks at why it failed.
+    keep: str
+    #: Seconds a container may take to become ready if it does not say itself; None: the library's default.
+    ready_timeout: float | None
+    #: How many log lines of each container the report of a failed test shows.
+    log_lines: int
+
+
+def add(parser: pytest.Parser) -> None:
+    """Declare them."""
+    group = parser.getgroup("sandbox", "pods for tests (pytest-sandbox)")
+    group.addoption(
+        "--sandbox-engine", choices=_ENGINES, default=None,
+        help="what starts containers (default: $SANDBOX_ENGINE, or ini sandbox_engine, or native)",
+    )  # fmt: skip
+    group.addoption(
+        "--sandbox-cgroups", choices=_CGROUPS, default=None,
+        help="who gives cgroups, which limits rest on; none: no limits "
+             "(default: $SANDBOX_CGROUPS, or ini sandbox_cgroups, or auto)",
+    )  # fmt: skip
+    group.addoption(
+        "--sandbox-keep", choices=_KEEP, default="never",
+        help="failed: keep the pod of a failed test, at a terminal until Enter is pressed, elsewhere until the run "
+             "ends, so that `sandbox exec` can look into it (default: never)",
+    )  # fmt: skip
+    group.addoption(
+        "--sandbox-ready-timeout", "--sandbox-start-timeout", type=float, default=None, metavar="SECONDS",
+        help="how long containers that do not say so themselves may take to become ready "
+             "(default: ini sandbox_ready_timeout, or 60)",
+    )  # fmt: skip
+    group.addoption(
+        "--sandbox-log-lines", type=int, default=None, metavar="N",
+        help="log lines of each container in the report of a failed test (default: ini sandbox_log_lines, or 50)",
+    )  # fmt: skip
+    parser.addini("sandbox_engine", f"what starts containers: {', '.join(_ENGINES)}", default="")
+    parser.addini("sandbox_cgroups", f"who gives cgroups: {', '.join(_CGROUPS)}", default="")
+    parser.addini("sandbox_ready_timeout", "seconds that containers may take to become ready", default="")
+    parser.addini("sandbox_log_lines", "log lines of each container in the report of a failed test", default="")
+
+
+def read(config: pytest.Config) -> Settings:
+    """The settings of a run: option, else environment, else ini file, else default. Raises UsageError."""
+    timeout = _number(config, "sandbox_ready_timeout")
+    if timeout is not None and not 0 < timeout < float("inf"):
+        raise pytest.UsageError(f"sandbox_ready_timeout: must be more than 0 seconds, not {timeout:g}")
+    lines = _number(config, "sandbox_log_lines")
+    if lines is not None and (lines < 0 or lines != int(lines)):
+        raise pytest.UsageError(f"sandbox_log_lines: must be a number of lines, not {lines:g}")
+    return Settings(
+        engine=_choice(config, "sandbox_engine", _ENGINES, "native"),
+        cgroups=_choice(config, "sandbox_cgroups", _CGROUPS, "auto"),
+        keep=config.getoption("sandbox_keep"), ready_timeout=timeout, log_lines=50 if lines is None else int(lines),
+    )  # fmt: skip
+
+
+def _choice(config: pytest.Config, name: str, choices: tuple[str, ...], default: str) -> str:
+    given = {
+        f"--{name.replace('_', '-')}": config.getoption(name),
+        f"${name.upper()}": os.environ.get(name.upper()),
+        f"ini value {name}": config.getini(name),
+    }
+    where, value = next(((where, value) for where, value in given.items() if value), ("", default))
+    if value not in choices:
+        raise pytest.UsageError(f"{where}: there is no {value!r}; choose from {', '.join(choices)}")
+    return str(value)
+
+
+def _number(config: pytest.Config, name: str) -> float | None:
+    value = config.getoption(name)
+    if value is None:
+        value = config.getini(name) or None
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        raise pytest.UsageError(f"ini value {name}: {value!r} is not a number") from None

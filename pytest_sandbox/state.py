@@ -1,0 +1,180 @@
+"""What the plugin keeps while it runs: on the config, and on each test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+
+from pytest_sandbox.options import Settings
+
+if TYPE_CHECKING:
+    from sandbox import Pod, RunningPod
+    from sandbox.pods import Options
+
+_BEGAN = pytest.StashKey[float]()
+_FAILED = pytest.StashKey[bool]()
+_PODS = pytest.StashKey["list[RunningPod]"]()
+
+
+class State:
+    """Of one run."""
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self._config = config
+        self.settings = settings
+        #: Pods of failed tests that outlive them, and the tests.
+        self.kept: dict[RunningPod, str] = {}
+        self._alive: list[RunningPod] = []
+        self._sources: list[str] | None = None
+
+    @property
+    def options(self) -> Options:
+        """The settings in the library's terms."""
+        import attrs
+
+        from sandbox.pods import Options
+
+        return attrs.evolve(
+            Options.from_environment(), engine=self.settings.engine, cgroups=self.settings.cgroups
+        )  # fmt: skip
+
+    def start(self, node: pytest.Item | pytest.Session, subject: Any, fields: dict[str, Any]) -> RunningPod:
+        """Start a pod for a test, or for the whole session."""
+        __tracebackhide__ = True
+        import sandbox
+
+        self._register_sources()
+        try:
+            model = self._with_timeout(sandbox.as_pod(subject, **fields))
+        except sandbox.SandboxError as error:
+            self.fail(error)
+        model = node.ihook.pytest_sandbox_configure_pod(item=node, pod=model) or model
+        try:
+            pod = sandbox.start(model, options=self.options)
+        except sandbox.SandboxError as error:
+            self.fail(error)
+        self._alive.append(pod)
+        pods_of(node).append(pod)
+        node.ihook.pytest_sandbox_pod_started(item=node, pod=pod)
+        return pod
+
+    def fail(self, error: Exception) -> NoReturn:
+        """Fail the test with what the error says, not with how the library came to it; --full-trace shows that too."""
+        __tracebackhide__ = True
+        raise error if self._config.getoption("fulltrace") else error.with_traceback(None)
+
+    def _with_timeout(self, pod: Pod) -> Pod:
+        """Containers that leave the time for becoming ready to the default get the run's."""
+        import attrs
+
+        from sandbox import Container
+
+        seconds, default = self.settings.ready_timeout, Container().ready_timeout
+        if seconds is None:
+            return pod
+        containers = [
+            attrs.evolve(container, ready_timeout=seconds) if container.ready_timeout == default else container
+            for container in pod.containers
+        ]
+        return attrs.evolve(pod, containers=containers)
+
+    def _register_sources(self) -> None:
+        if self._sources is not None:
+            return
+        from sandbox.images import register_source
+
+        self._sources = []
+        for sources in self._config.hook.pytest_sandbox_image_sources(config=self._config):
+            for transport, source in (sources or {}).items():
+                register_source(transport, source)
+                self._sources.append(transport)
+
+    def finish(self, node: pytest.Item | pytest.Session) -> None:
+        """The test has ended: its pods go, or stay for somebody to look at."""
+        pods = pods_of(node)
+        try:
+            if pods and self.settings.keep == "failed" and node.stash.get(_FAILED, False):
+                self._keep(node, pods)
+        finally:
+            for pod in reversed(pods):
+                if pod not in self.kept:
+                    pod.close()
+                    self._alive.remove(pod)
+            pods.clear()
+
+    def _keep(self, node: pytest.Item | pytest.Session, pods: list[RunningPod]) -> None:
+        with self._terminal() as terminal:
+            if terminal is None:
+                self.kept.update(dict.fromkeys(pods, node.nodeid))
+                return
+            lines = [
+                "", f"{node.nodeid} failed, and its pod is still there. For a shell in it:",
+                *(f"  {command}" for command in ways_in(pods)), "Press Enter to remove it and go on. ",
+            ]  # fmt: skip
+            os.write(terminal, "\n".join(lines).encode())
+            os.read(terminal, 1024)
+
+    @contextlib.contextmanager
+    def _terminal(self) -> Iterator[int | None]:
+        """Our terminal, unless we are a worker of xdist or in the background. pytest has taken the standard streams."""
+        try:
+            terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            yield None
+            return
+        try:
+            ours = not hasattr(self._config, "workerinput") and os.tcgetpgrp(terminal) == os.getpgrp()
+            yield terminal if ours else None
+        finally:
+            os.close(terminal)
+
+    def close(self) -> None:
+        """End of the run."""
+        for pod in reversed(self._alive):
+            pod.close()
+        self._alive.clear()
+        self.kept.clear()
+        if self._sources:
+            from sandbox.images import unregister_source
+
+            for transport in self._sources:
+                unregister_source(transport)
+        self._sources = None
+
+    def will_keep(self, item: pytest.Item) -> bool:
+        """Whether the pods of this test are kept when it ends."""
+        return self.settings.keep == "failed" and item.stash.get(_FAILED, False)
+
+
+STATE = pytest.StashKey[State]()
+
+
+def pods_of(node: pytest.Item | pytest.Session) -> list[RunningPod]:
+    """The pods that were started for a test, or for the session, and are still there."""
+    return node.stash.setdefault(_PODS, [])
+
+
+def note_start(item: pytest.Item) -> None:
+    """The set-up of a test begins."""
+    item.stash[_BEGAN] = time.time()
+    item.stash[_FAILED] = False
+
+
+def began(item: pytest.Item) -> float:
+    """When that was, in seconds since the epoch."""
+    return item.stash.get(_BEGAN, 0.0)
+
+
+def note_failure(item: pytest.Item) -> None:
+    """A phase of a test has failed."""
+    item.stash[_FAILED] = True
+
+
+def ways_in(pods: list[RunningPod]) -> list[str]:
+    """Commands that give a shell in each container."""
+    return [f"sandbox exec -it {pod.id}/{container.name} sh" for pod in pods for container in pod]
