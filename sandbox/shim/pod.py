@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sandbox.linux import constants as c, syscalls
@@ -58,15 +59,15 @@ class World:
         files = tuple((document.get("files") or {}).items())
         return self._host_root._replace(size=document.get("size"), files=files)
 
-    @contextlib.contextmanager
-    def in_network(self, netns_fd: int | None) -> Iterator[None]:
-        """The shim itself in another network namespace, for as long as it takes to make a socket there."""
+    def socket(self, netns_fd: int | None, family: int, kind: int, protocol: int) -> socket.socket:
+        """A socket made in another network namespace."""
         if netns_fd is None:
-            yield
-            return
+            return socket.socket(family, kind, protocol)
+        if not self.privileged:
+            return _socket_by_child(netns_fd, family, kind, protocol)
         syscalls.setns(netns_fd, c.CLONE_NEWNET)
         try:
-            yield
+            return socket.socket(family, kind, protocol)
         finally:
             syscalls.setns(self.own_netns_fd, c.CLONE_NEWNET)
 
@@ -186,8 +187,7 @@ class Pod:
 
     def socket(self, family: int, kind: int, protocol: int) -> socket.socket:
         """A socket in the pod's network."""
-        with self._world.in_network(self.netns_fd):
-            return socket.socket(family, kind, protocol)
+        return self._world.socket(self.netns_fd, family, kind, protocol)
 
     def _make_volume(self, volume: Mapping[str, Any]) -> None:
         """A tmpfs that its containers share, like Kubernetes' emptyDir: mode 0777, gone with the pod."""
@@ -226,6 +226,28 @@ class Pod:
 def _limited(resources: Mapping[str, Any]) -> set[str]:
     """The version 1 controllers that ``linux.resources`` asks something of."""
     return {controller for member, controller in _V1_OF.items() if resources.get(member)}
+
+
+def _socket_by_child(netns_fd: int, family: int, kind: int, protocol: int) -> socket.socket:
+    """The shim of an ordinary user could enter a pod's network, but not come back to the host's (setns(2))."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid, pidfd = syscalls.clone3(0, signal.SIGCHLD)
+    if pid == 0:
+        try:
+            syscalls.setns(netns_fd, c.CLONE_NEWNET)
+            socket.send_fds(theirs, [b"0"], [socket.socket(family, kind, protocol).fileno()])
+        except OSError as error:
+            theirs.send(str(error.errno).encode())
+        finally:
+            os._exit(0)
+    os.close(pidfd)
+    theirs.close()
+    with ours:
+        data, fds, _, _ = socket.recv_fds(ours, 16, 1)
+    os.waitpid(pid, 0)
+    if not fds:
+        raise KernelError(int(data or errno.EIO), "make a socket in a pod's network")
+    return socket.socket(fileno=fds[0])
 
 
 def _write_setting(cgroup: Cgroup, setting: limits.Setting) -> None:
