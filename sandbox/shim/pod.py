@@ -24,6 +24,8 @@ from .loop import Loop
 from .spares import Reserve, Spares
 
 
+#: Version 1 controllers that every container gets, for what they count.
+_COUNTERS = frozenset({"memory", "pids"})
 #: Members of ``linux.resources`` → version 1 controller.
 _V1_OF = {"memory": "memory", "pids": "pids", "cpu": "cpu", "blockIO": "blkio"}
 
@@ -106,12 +108,18 @@ class Pod:
         self._controllers = set(grant.get("controllers") or ())
         self._v1 = dict(grant.get("v1") or {})
         limited = {controller: path for controller, path in self._v1.items() if controller in _limited(resources)}
-        scope = self.reserve.scope.v2 if self.reserve and self.reserve.scope else grant.get("v2")
+        if limited and self.reserve is not None:
+            # The container's version 1 directories have to lie in the pod's, and those of the spare do not.
+            self.reserve.drop()
+            self.reserve = None
+        scope = (self.reserve.scope if self.reserve else None) or grant.get("v2")
         cgroup = Cgroup(scope, limited)
-        cgroup.create()
+        if self.reserve is None:
+            cgroup.create()
         try:
             self.apply(cgroup, resources)
-            cgroup.enable(self._controllers)
+            if self.reserve is None:
+                cgroup.enable(self._controllers)
         except BaseException:
             self.drop_reserve()
             cgroup.remove()
@@ -137,8 +145,13 @@ class Pod:
         if self.cgroup is None:
             self.apply(None, resources)
             return None
-        cgroup = Cgroup(f"{self.cgroup.v2}/{name}" if self.cgroup.v2 else None, self._container_v1(name, resources))
-        cgroup.create()
+        v1 = self._container_v1(name, resources)
+        made = self.reserve.cgroup if self.reserve is not None else None
+        if made is not None:
+            v1 |= made.v1
+        cgroup = Cgroup(f"{self.cgroup.v2}/{name}" if self.cgroup.v2 else None, v1)
+        if made is None or v1 != made.v1:
+            cgroup.create()
         try:
             self.apply(cgroup, resources)
         except BaseException:
@@ -146,6 +159,11 @@ class Pod:
             cgroup.remove()
             raise
         return cgroup
+
+    @property
+    def plain_v1(self) -> dict[str, str]:
+        """Where a pod without limits of its own has its version 1 directories: those that every container gets."""
+        return {name: path for name, path in self._v1.items() if name in _COUNTERS}
 
     @property
     def controllers(self) -> set[str]:
@@ -170,7 +188,7 @@ class Pod:
         container's stands in its place.
         """
         assert self.cgroup is not None
-        wanted = {"memory", "pids"} | _limited(resources) | set(self.cgroup.v1)
+        wanted = _COUNTERS | _limited(resources) | set(self.cgroup.v1)
         return {
             controller: f"{path}/{name}" if controller in self.cgroup.v1 else f"{path}:{name}"
             for controller, path in self._v1.items()
@@ -235,7 +253,8 @@ def _socket_by_child(netns_fd: int, family: int, kind: int, protocol: int) -> so
     if pid == 0:
         try:
             syscalls.setns(netns_fd, c.CLONE_NEWNET)
-            socket.send_fds(theirs, [b"0"], [socket.socket(family, kind, protocol).fileno()])
+            made = socket.socket(family, kind, protocol)
+            socket.send_fds(theirs, [b"0"], [made.fileno()])
         except OSError as error:
             theirs.send(str(error.errno).encode())
         finally:
