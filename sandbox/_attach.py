@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sandbox._container import RunningContainer
 from sandbox._launch import Prepared
-from sandbox.errors import PodStateError, SandboxError
+from sandbox._running import pods_by_shim
+from sandbox.errors import PodStateError
 from sandbox.models import Container, Pod
 from sandbox.pods import RunningPod
 from sandbox.shim.client import Shim
-from sandbox.shim.rundir import shims
-
-#: Seconds a shim may take to answer; one that takes longer is stopped (SIGSTOP, a debugger), and left out.
-_PATIENCE = 2.0
+from sandbox.shim.rundir import RuntimeDirectory
 
 
 class AttachedPod(RunningPod):
@@ -34,7 +31,7 @@ def attach(name: str) -> AttachedPod:
     Its containers' models have what can be told from outside: name, image and command. Raises :class:`PodStateError` if
     there is none, or more than one.
     """
-    found = [(directory, document) for directory, document in _pods() if _is_meant(document, name)]
+    found = [(directory, document) for directory, document in pods_by_shim() if _is_meant(document, name)]
     exact = [(directory, document) for directory, document in found if document["id"] == name]
     found = exact or found
     if len(found) != 1:
@@ -47,29 +44,11 @@ def attach(name: str) -> AttachedPod:
     return _attached(directory, document)
 
 
-def all_pods() -> list[dict[str, Any]]:
-    """The documents of all running pods of this user (``pod.list`` of the shim's protocol), the oldest first."""
-    return sorted((document for _, document in _pods()), key=lambda document: document["created"])
-
-
 def _is_meant(document: Mapping[str, Any], name: str) -> bool:
     return bool(document["meta"].get("name") == name or document["id"].startswith(name))
 
 
-def _pods() -> Iterator[tuple[Any, dict[str, Any]]]:
-    for directory in shims():
-        try:
-            shim = Shim.connect(directory)
-        except OSError:
-            continue  # it has just ended
-        with contextlib.closing(shim), contextlib.suppress(TimeoutError, SandboxError):
-            with shim.ask("pod.list", {}) as conversation:
-                answer, _ = conversation.answer(_PATIENCE)
-            for document in answer["pods"]:
-                yield directory, document
-
-
-def _attached(directory: Any, document: Mapping[str, Any]) -> AttachedPod:
+def _attached(directory: RuntimeDirectory, document: Mapping[str, Any]) -> AttachedPod:
     images = document["meta"].get("images") or {}
     rows = {row["name"]: row for row in document["containers"]}
     containers = [
@@ -95,4 +74,4 @@ def _container(pod: AttachedPod, model: Container) -> RunningContainer:
     return container
 
 
-__all__ = ["AttachedPod", "all_pods", "attach"]
+__all__ = ["AttachedPod", "attach"]

@@ -299,7 +299,8 @@ def systemd() -> Check:
     booted = os.path.isdir("/run/systemd/system")
     bus = "/run/dbus/system_bus_socket" if os.geteuid() == 0 else f"{os.environ.get('XDG_RUNTIME_DIR', '')}/bus"
     if not booted:
-        return Check("systemd", False, gives, "the machine was not booted with it", "none needed as root")
+        return Check("systemd", False, gives, "the machine was not booted with it",
+                     "none needed as root; others go without limits")
     return Check("systemd", os.path.exists(bus), gives, "running" if os.path.exists(bus) else f"no bus at {bus}",
                  "log in with pam_systemd, or loginctl enable-linger")  # fmt: skip
 

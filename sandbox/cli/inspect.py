@@ -36,7 +36,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _document(name: str) -> dict[str, Any]:
-    from sandbox._attach import all_pods, attach
+    from sandbox._attach import attach
+    from sandbox._running import all_pods
 
     with attach(name) as pod:
         found = next(document for document in all_pods() if document["id"] == pod.id)

@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     if given is None:
         return 0
     given.no_operands()
-    from sandbox._attach import all_pods
+    from sandbox._running import all_pods
 
     pods = all_pods()
     if given["json"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,9 @@ COMMAND = Command(
 )  # fmt: skip
 
 
+_ENGINES = ("native", "crun", "runc")
+
+
 def main(arguments: list[str]) -> int:
     """Run it and return the exit status."""
     given = COMMAND.parse(arguments)
@@ -54,14 +58,18 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(given: Given, image: str, command: list[str]) -> int:
+    _start_shim_early()
     from sandbox.errors import TimeoutExpired
     from sandbox.models import Pod
 
+    warnings.showwarning = _warn
     container = model(given, image, command)
     timeout = number(given["timeout"], "timeout")
     patience = number(given["stop-timeout"], "stop-timeout")
     ports = publications(given)
-    run = _Run(Pod([container], name=given["name"], labels=labels(given)), _options(given))
+    pod = Pod([container], name=given["name"], labels=labels(given),
+              resources={"best_effort": bool(given["best-effort"])})  # fmt: skip
+    run = _Run(pod, _options(given))
     try:
         document = run.attend(ports, given, timeout, container.stop_timeout if patience is None else patience)
     except TimeoutError:
@@ -69,11 +77,30 @@ def _run(given: Given, image: str, command: list[str]) -> int:
     return _outcome(document)
 
 
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    console.complain(f"sandbox: {message}")
+
+
+def _start_shim_early() -> None:
+    """Let it start while we import the rest; what goes wrong is met again by who needs it."""
+    import threading
+
+    from sandbox.shim.client import own_shim
+
+    def start() -> None:
+        with contextlib.suppress(Exception):
+            own_shim()
+
+    threading.Thread(target=start, daemon=True).start()
+
+
 def _options(given: Given) -> Options:
     import attrs
 
     from sandbox._launch import Options
 
+    if given["engine"] not in {None, *_ENGINES}:
+        raise UsageError(f"--engine={given['engine']}: expected {', '.join(_ENGINES)}")
     changes = {name: given[name] for name in ("engine", "cgroups") if given[name]}
     return attrs.evolve(Options.from_environment(), **changes)
 

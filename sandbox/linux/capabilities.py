@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from . import syscalls
 from .constants import PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, PR_CAP_AMBIENT_RAISE, PR_CAPBSET_DROP
@@ -27,6 +28,11 @@ CAP_SYS_ADMIN = 1 << _NUMBERS["CAP_SYS_ADMIN"]
 
 def mask(names: Iterable[str]) -> int:
     """The 64-bit set of ``names`` (``CAP_…``). Raises :class:`ValueError` that names an unknown one."""
+    return _mask(tuple(names))
+
+
+@lru_cache(maxsize=64)
+def _mask(names: tuple[str, ...]) -> int:
     result = 0
     for name in names:
         if name not in _NUMBERS:
@@ -52,9 +58,10 @@ def effective() -> int:
 
 def drop_bounding(keep: int, highest: int) -> None:
     """Drop every capability up to number ``highest`` that is not in ``keep`` from the bounding set."""
+    drop = syscalls.prctl
     for number in range(highest + 1):
         if not keep >> number & 1:
-            syscalls.prctl(PR_CAPBSET_DROP, number)
+            drop(PR_CAPBSET_DROP, number)
 
 
 def set_ambient(wanted: int, highest: int) -> None:

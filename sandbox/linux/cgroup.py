@@ -197,7 +197,10 @@ _UNLIMITED = 1 << 62
 
 def _numbers(directory: str, files: dict[str, str]) -> Iterator[tuple[str, int]]:
     for file, name in files.items():
-        text = (read(f"{directory}/{file}") or "").strip()
+        content = read(f"{directory}/{file}")
+        if content is None and name.endswith("_current"):
+            return  # the controller is not enabled here, and its other files are not there either
+        text = (content or "").strip()
         if text.isdecimal() and int(text) < _UNLIMITED:
             yield name, int(text)
 

@@ -6,6 +6,7 @@ import os
 import pwd
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import syscalls
@@ -67,6 +68,7 @@ def in_initial_user_namespace() -> bool:
     return _read_map("uid_map") == (IdRange(0, 0, 4294967295),)
 
 
+@cache
 def is_privileged() -> bool:
     """True for root with CAP_SYS_ADMIN over the whole machine: cgroups and idmapped mounts are ours to make."""
     return os.geteuid() == 0 and in_initial_user_namespace() and bool(effective() & CAP_SYS_ADMIN)
@@ -220,3 +222,4 @@ def become_root() -> None:
     """Switch to user 0 and group 0 of a namespace that was just mapped."""
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
+    is_privileged.cache_clear()

@@ -101,6 +101,9 @@ def await_go(channel: socket.socket) -> None:
 
 def finish(order: Order, channel: socket.socket, progress: Progress, staged: Collection[Step] = ()) -> NoReturn:
     """From a namespace with a scratch tmpfs to the program; ``staged`` are steps that were done ahead (:mod:`.spare`)."""
+    if not staged and "cgroup" in order.plan.namespaces:
+        progress.doing = "make the cgroup namespace"
+        syscalls.unshare(c.CLONE_NEWCGROUP)
     _name_namespaces(order.plan, progress)
     if order.notify:
         progress.doing = "bind the notification socket"
@@ -199,9 +202,6 @@ def own_identity() -> None:
 
 
 def _name_namespaces(plan: Plan, progress: Progress) -> None:
-    if "cgroup" in plan.namespaces:
-        progress.doing = "make the cgroup namespace"
-        syscalls.unshare(c.CLONE_NEWCGROUP)
     progress.doing = "set the host name"
     if plan.hostname:
         syscalls.sethostname(plan.hostname)

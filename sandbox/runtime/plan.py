@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sandbox.linux.constants import NAMESPACES
@@ -140,12 +141,33 @@ def destination(path: Any, place: str) -> str:
     """A normalised absolute path inside the container; anything that could mean another place is refused."""
     if not isinstance(path, str) or not path.startswith("/"):
         raise invalid(place, f"{path!r} is not an absolute path")
+    return _normal(path, place)
+
+
+@lru_cache(maxsize=512)
+def _normal(path: str, place: str) -> str:
     if ".." in path.split("/") or "\0" in path:
         raise invalid(place, f"{path!r} contains `..` or NUL")
     return "/" + posixpath.normpath(path).lstrip("/")
 
 
 def _mount(mount: Mapping[str, Any], place: str) -> Step:
+    """One mount; of the standard ones the step is nearly always one that was made before."""
+    options = tuple(mount.get("options") or ())
+    texts = (mount.get("destination"), *options)
+    if not all(isinstance(text, str) for text in texts):
+        raise invalid(place, "destination and options are texts")
+    if mount.get("uidMappings") or mount.get("gidMappings"):
+        return _new_mount(mount, place)
+    return _known_mount(mount["destination"], mount.get("type"), mount.get("source"), options, place)
+
+
+@lru_cache(maxsize=512)
+def _known_mount(target: str, kind: str | None, source: str | None, options: tuple[str, ...], place: str) -> Step:
+    return _new_mount({"destination": target, "type": kind, "source": source, "options": options}, place)
+
+
+def _new_mount(mount: Mapping[str, Any], place: str) -> Step:
     target = destination(mount.get("destination"), f"{place}.destination")
     if target == "/":
         raise invalid(f"{place}.destination", "the root itself cannot be a mount's destination")

@@ -9,7 +9,6 @@ import errno
 import fcntl
 import os
 import resource
-import signal
 import stat
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -143,7 +142,6 @@ def _seccomp_flags(profile: Mapping[str, Any] | None) -> int:
 
 def become(program: Program, highest_capability: int) -> NoReturn:
     """Take on the program's identity and execute it. Raises only before the point of no return."""
-    _restore_signals()
     _set_rlimits(program)
     if program.oom_score_adj is not None:
         _write_oom_score(program.oom_score_adj)
@@ -160,12 +158,6 @@ def become(program: Program, highest_capability: int) -> NoReturn:
         if program.seccomp:
             syscalls.seccomp_filter(program.seccomp, program.seccomp_flags)
     execute(program)
-
-
-def _restore_signals() -> None:
-    """Python ignores two signals for itself; a program expects the default."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 
 
 def _set_rlimits(program: Program) -> None:

@@ -19,7 +19,7 @@ from sandbox.linux import constants as c, netlink, syscalls
 from sandbox.linux.idmap import IdMap, write_map
 
 from . import init, rootfs as roots
-from .native import Launch, open_namespaces
+from .native import Launch, Placement, open_namespaces
 from .plan import Plan
 from .steps import Device, Mask, MountFilesystem, ReadOnly, Step, Symlink, Sysctl
 
@@ -39,10 +39,9 @@ class Spare(NamedTuple):
 
     def fits(self, plan: Plan) -> bool:
         """Whether this is how ``plan`` would begin."""
-        wanted = {kind for kind in plan.namespaces if kind != "cgroup"}
         ahead = set(self.template)
         return (
-            wanted == set(_NAMESPACES)
+            set(plan.namespaces) == {*_NAMESPACES, "cgroup"}
             and not any(plan.namespaces.values())
             and ahead.issubset(plan.steps)
             and ahead.issuperset(template(plan))
@@ -74,8 +73,7 @@ def _can_be_staged(step: Step) -> bool:
     if isinstance(step, Sysctl):
         return True
     if isinstance(step, MountFilesystem):
-        # A cgroup file system shows the cgroup namespace it is mounted in, and the spare has none yet.
-        return _below_stage(step.target) and step.fstype != "cgroup2"
+        return _below_stage(step.target)
     return isinstance(step, (Device, Symlink, ReadOnly, Mask)) and _below_stage(step.path)
 
 
@@ -83,14 +81,14 @@ def _below_stage(path: str) -> bool:
     return path.startswith(tuple(f"{stage}/" for stage in _STAGES)) or path in _STAGES
 
 
-def make(steps: tuple[Step, ...], *, idmap: IdMap, scratch: str, cgroup_fd: int) -> Spare:
+def make(steps: tuple[Step, ...], *, idmap: IdMap, scratch: str, placement: Placement) -> Spare:
     """Start a spare that does ``steps``; it becomes a child of the caller's parent."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        pid, pidfd = syscalls.clone3(_FLAGS | c.CLONE_PARENT, 0, cgroup_fd)
+        pid, pidfd = syscalls.clone3(_FLAGS | c.CLONE_PARENT, 0, placement.cgroup_fd)
         if pid == 0:
             ours.close()
-            _wait(steps, scratch, theirs)
+            _wait(steps, scratch, placement.v1_tasks, theirs)
     write_map(pid, idmap)
     spare = Spare(Launch(pid, pidfd, ours, open_namespaces(pid, _NAMESPACES)), steps)
     ours.send(b"go")
@@ -111,14 +109,16 @@ def hand_over(spare: Spare, order: init.Order) -> bool:
     return True
 
 
-def _wait(steps: tuple[Step, ...], scratch: str, channel: socket.socket) -> NoReturn:
+def _wait(steps: tuple[Step, ...], scratch: str, v1_tasks: tuple[int, ...], channel: socket.socket) -> NoReturn:
     """The spare's life: prepare, wait for the order, become the container's init."""
     progress = init.Progress()
     try:
-        init.begin((), ())
+        init.begin((), v1_tasks)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the nursery ignores it
         init.await_go(channel)
         init.own_identity()
         netlink.loopback_up()
+        syscalls.unshare(c.CLONE_NEWCGROUP)
         syscalls.mount(None, "/", None, c.MS_PRIVATE | c.MS_REC)
         roots.mount_scratch(scratch, None)
         scene = roots.stage(scratch)

@@ -14,7 +14,7 @@ from sandbox.linux import syscalls
 from sandbox.linux.cgroup import Cgroup
 from sandbox.runtime import init as engine_init
 from sandbox.runtime.failure import Failure
-from sandbox.runtime.native import Launch
+from sandbox.runtime.native import Launch, Placement
 from sandbox.runtime.plan import Plan
 from sandbox.runtime.rootfs import Rootfs
 
@@ -135,12 +135,25 @@ class Container:
         self.terminal = -1
         self.log_terminal = False
         self.logging_terminal = False
+        self._v1_tasks: tuple[int, ...] | None = None
         self.drop_pod: Callable[[], None] | None = None
 
     @property
     def resources(self) -> dict[str, Any]:
         """The limits of its spec."""
         return (self.spec.get("linux") or {}).get("resources") or {}
+
+    def v1_tasks(self) -> tuple[int, ...]:
+        """Descriptors to enter its version 1 cgroups with; opened once, for every exec needs them."""
+        if self._v1_tasks is None:
+            self._v1_tasks = self.cgroup.open_v1_tasks() if self.cgroup is not None else ()
+        return self._v1_tasks
+
+    def close(self) -> None:
+        """Close its descriptors."""
+        for fd in (*self.namespaces.values(), *(self._v1_tasks or ())):
+            os.close(fd)
+        self.namespaces, self._v1_tasks = {}, None
 
     def oci_state(self) -> dict[str, Any]:
         """The state document of the OCI runtime spec (runtime.md#state)."""
@@ -172,6 +185,16 @@ class Exec:
         if self.mark:
             kill_marked(f"/proc/{self.child.pid}/ns/cgroup")
         self.child.signal(signal.SIGKILL)
+
+
+def placement(cgroup: Cgroup | None, stack: contextlib.ExitStack) -> Placement:
+    """Descriptors of a cgroup, closed when ``stack`` is left."""
+    if cgroup is None:
+        return Placement(-1, ())
+    directory, tasks = cgroup.open_directory(), cgroup.open_v1_tasks()
+    for fd in (*tasks, *((directory,) if directory >= 0 else ())):
+        stack.callback(os.close, fd)
+    return Placement(directory, tasks)
 
 
 def kill_marked(namespace: str) -> None:

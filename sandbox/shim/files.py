@@ -51,6 +51,7 @@ def start(namespaces: Mapping[str, int]) -> tuple[int, int, socket.socket]:
 def _main(namespaces: Mapping[str, int], sock: socket.socket) -> NoReturn:
     try:
         sys.meta_path.clear()
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         syscalls.setns(namespaces["user"], c.CLONE_NEWUSER)
         syscalls.setns(namespaces["mount"], c.CLONE_NEWNS)
         become_root()

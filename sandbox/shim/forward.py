@@ -39,6 +39,7 @@ def start(host: str, host_port: int, port: int, netns_fd: int | None) -> tuple[i
 def _serve(listener: socket.socket, port: int, netns_fd: int | None) -> NoReturn:
     try:
         sys.meta_path.clear()
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         if netns_fd is not None:
             syscalls.setns(netns_fd, c.CLONE_NEWNET)
         keep = os.dup2(listener.fileno(), 3)

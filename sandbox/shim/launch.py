@@ -19,7 +19,7 @@ from sandbox.runtime.init import Order
 from .answers import Answers
 from .container import Child, Container
 from .pod import Pod, World
-from .spares import Reserve
+from .spares import Reserve, remove_cgroup
 
 #: A container that keeps failing is restarted after 50 ms, then after twice as long each time, up to this many seconds.
 _LONGEST_BACKOFF = 5.0
@@ -36,6 +36,7 @@ class Launcher:
         self, pod: Pod, container: Container, fds: list[int] | None, answers: Answers, *, keep_answers: bool
     ) -> None:  # fmt: skip
         """Start ``container`` of ``pod`` with the given standard streams, or with pipes into its log."""
+        self._settle_reserve(pod, container)
         container.cgroup = pod.container_cgroup(container.name, container.resources)
         pod.containers[container.name] = container
         try:
@@ -60,9 +61,7 @@ class Launcher:
 
     def discard(self, container: Container) -> None:
         """Forget a container that is over."""
-        for fd in container.namespaces.values():
-            os.close(fd)
-        container.namespaces = {}
+        container.close()
         if container.cgroup is not None:
             remove_cgroup(container.cgroup)
             container.cgroup = None
@@ -78,10 +77,12 @@ class Launcher:
 
     def _launch(self, pod: Pod, container: Container, fds: list[int] | None, starter: _Starter) -> None:
         main = container.cgroup.child("main").v2_only() if container.cgroup else None
-        reserve = self._reserve(pod, container)
+        reserve = pod.reserve
+        entered = reserve.cgroup.v1 if reserve and reserve.cgroup else {}
         if main is not None and reserve is None:
             main.create()
-        where = Cgroup(main.v2, container.cgroup.v1) if main and container.cgroup else None
+        v1 = {k: path for k, path in container.cgroup.v1.items() if k not in entered} if container.cgroup else {}
+        where = Cgroup(main.v2, v1) if main else None
         with contextlib.ExitStack() as stack:
             stdio = fds[:3] if fds is not None else self._log_streams(container, stack)
             launch = self._engine_start(pod, container, stdio, where, stack, reserve)
@@ -89,7 +90,9 @@ class Launcher:
         container.child = child
         container.namespaces = launch.namespaces
         if container.engine == "native" and pod.namespaces is None:
-            self._world.spares.learn(container.plan, container.name, pod.cgroup, pod.controllers)
+            self._world.spares.learn(
+                container.plan, container.name, pod.cgroup.v2 if pod.cgroup else None, pod.controllers, pod.plain_v1
+            )  # fmt: skip
         pod.adopt_namespaces(launch.namespaces)
         for read_end, stream in container.pending_logs:
             container.drains.append(container.logs.attach(self._loop, read_end, stream))
@@ -101,16 +104,14 @@ class Launcher:
         )
 
     @staticmethod
-    def _reserve(pod: Pod, container: Container) -> Reserve | None:
-        """The spare that came with the pod, if it is what this container needs; else it has to go."""
+    def _settle_reserve(pod: Pod, container: Container) -> None:
+        """Keep the spare that came with the pod if it is what this container needs; else it has to go."""
         reserve = pod.reserve
         if reserve is None:
-            return None
+            return
         fits = container.engine == "native" and pod.namespaces is None and reserve.container == container.name
         if not (fits and reserve.spare.fits(container.plan)):
             pod.drop_reserve()
-            return None
-        return reserve
 
     def _engine_start(
         self, pod: Pod, container: Container, stdio: list[int], where: Cgroup | None, stack: contextlib.ExitStack,
@@ -234,9 +235,7 @@ class Launcher:
         if container.stopping:
             self._over(container)
             return
-        for fd in container.namespaces.values():
-            os.close(fd)
-        container.namespaces = {}
+        container.close()
         try:
             self._launch(pod, container, None, _Starter(None, keep=False))
         except (Failure, OSError) as error:
@@ -272,12 +271,6 @@ class Launcher:
             done(failure)
 
         self._loop.watch(ours.fileno(), heard)
-
-
-def remove_cgroup(cgroup: Cgroup) -> None:
-    """Remove a container's cgroup and the leaf of its init; nothing is left in them, as a rule."""
-    if not (cgroup.child("main").v2_only().remove_empty() and cgroup.remove_empty()):
-        cgroup.remove()
 
 
 def _hooks_process(rows: list[dict[str, Any]], kind: str, state: dict[str, Any], answer: socket.socket) -> None:

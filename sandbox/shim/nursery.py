@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import select
 import signal
 import socket
 import sys
@@ -22,6 +21,7 @@ from sandbox.runtime import spare as spares
 from sandbox.runtime.native import Launch
 from sandbox.runtime.steps import Step
 
+from .container import placement
 from .loop import Loop
 
 _MESSAGE = 65536
@@ -29,12 +29,19 @@ _MOST_FDS = 16
 
 
 class Order(NamedTuple):
-    """A spare that is wanted: its steps, and the cgroup2 scope and container directory it is born in."""
+    """A spare that is wanted: its steps, and the cgroup2 scope and container's directories it is born in."""
 
     steps: tuple[Step, ...]
     container: str
     scope: str | None
     controllers: set[str]
+    #: Version 1 directories of the container, by controller.
+    v1: dict[str, str]
+
+    @property
+    def cgroup(self) -> Cgroup | None:
+        """The container's cgroup."""
+        return Cgroup(f"{self.scope}/{self.container}" if self.scope else None, self.v1) if self.scope or self.v1 else None
 
 
 class Nursery:
@@ -69,14 +76,15 @@ class Nursery:
                 _serve(theirs, self._scratch, self._idmap)
         self._loop.watch(self._socket.fileno(), self._heard)
 
-    def _heard(self, events: int) -> None:
-        assert self._socket is not None and self._order is not None
+    def _heard(self, _events: int) -> None:
+        assert self._socket is not None
         message, fds, _, _ = socket.recv_fds(self._socket, _MESSAGE, _MOST_FDS)
         order, self._order = self._order, None
-        if not message or (events & select.EPOLLHUP and not fds):
+        if not message or order is None:
             self._broken = True
             self.close()
-            self._made(order, None) if order else None
+            if order is not None:
+                self._made(order, None)
             return
         pid, kinds = pickle.loads(message)  # noqa: S301 - from a process of ours, over a socketpair
         if pid is None:
@@ -103,6 +111,7 @@ class Nursery:
 def _serve(sock: socket.socket, scratch: str, idmap: IdMap) -> NoReturn:
     try:
         sys.meta_path.clear()
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         keep = os.dup2(sock.fileno(), 3)
         syscalls.close_range(4)
         with socket.socket(fileno=keep) as shim:
@@ -117,9 +126,8 @@ def _answer(shim: socket.socket, order: Order, scratch: str, idmap: IdMap) -> No
         spare = _make(order, scratch, idmap)
     except OSError:
         # No descriptors or processes left: the start that has to do without a spare will say so if it matters.
-        if order.scope is not None:
-            with contextlib.suppress(OSError):
-                Cgroup(order.scope).remove()
+        with contextlib.suppress(OSError):
+            remove_cgroups(order)
         shim.send(pickle.dumps((None, ())))
         return
     launch = spare.launch
@@ -131,16 +139,29 @@ def _answer(shim: socket.socket, order: Order, scratch: str, idmap: IdMap) -> No
 
 
 def _make(order: Order, scratch: str, idmap: IdMap) -> spares.Spare:
-    if order.scope is None:
-        return spares.make(order.steps, idmap=idmap, scratch=scratch, cgroup_fd=-1)
-    scope = Cgroup(order.scope)
-    scope.create()
-    scope.enable(order.controllers)
-    scope.child(order.container).create()
-    main = scope.child(order.container).child("main")
+    if order.scope is not None:
+        scope = Cgroup(order.scope)
+        scope.create()
+        scope.enable(order.controllers)
+    with contextlib.ExitStack() as stack:
+        where = placement(make_cgroups(order), stack)
+        return spares.make(order.steps, idmap=idmap, scratch=scratch, placement=where)
+
+
+def make_cgroups(order: Order) -> Cgroup | None:
+    """The container's cgroup with its leaf; returns where the init goes."""
+    cgroup = order.cgroup
+    if cgroup is None:
+        return None
+    cgroup.create()
+    main = cgroup.child("main").v2_only()
     main.create()
-    cgroup_fd = main.open_directory()
-    try:
-        return spares.make(order.steps, idmap=idmap, scratch=scratch, cgroup_fd=cgroup_fd)
-    finally:
-        os.close(cgroup_fd)
+    return Cgroup(main.v2, cgroup.v1)
+
+
+def remove_cgroups(order: Order) -> None:
+    """What :func:`make_cgroups` made, and the scope."""
+    if order.cgroup is not None:
+        order.cgroup.remove()
+    if order.scope is not None:
+        Cgroup(order.scope).remove()

@@ -314,12 +314,16 @@ class Pods:
         number = container.exec_count
         cgroup = self._exec_cgroup(container, number)
         mark = cgroup is None or cgroup.v2 is None
-        with contextlib.ExitStack() as stack:
+        directory = cgroup.open_directory() if cgroup is not None else -1
+        try:
             launch = native.execute(
                 program, message.get("user"), pidns_fd=container.namespaces["pid"], own_pidns_fd=self._world.own_pidns_fd,
                 init_pidfd=self._init_pidfd(container), namespaces=list(container.plan.namespaces), stdio=fds[:3],
-                placement=placement(cgroup, stack), mark=mark,
+                placement=native.Placement(directory, container.v1_tasks()), mark=mark,
             )  # fmt: skip
+        finally:
+            if directory >= 0:
+                os.close(directory)
         child = self._launcher.exec_child(launch, cgroup)
         running = Exec(number, container, child, mark)
         container.execs[number] = running
@@ -346,18 +350,17 @@ class Pods:
     def _exec_over(self, running: Exec, answers: Answers) -> None:
         container, child = running.container, running.child
         container.execs.pop(running.number, None)
-        usage = dict(child.usage)
-        if child.cgroup is not None and child.cgroup.v2 is not None:
-            usage |= child.cgroup.v2_only().statistics()
-            if not child.cgroup.v2_only().populated():
-                child.cgroup.v2_only().remove()
+        leaf = child.cgroup.v2_only() if child.cgroup and child.cgroup.v2 else None
         if child.failure is not None:
             answers.finish({"error": child.failure.facts})
-            return
-        kills = container.cgroup.oom_kills() if container.cgroup else 0
-        answers.finish({"event": "exited", "returncode": child.returncode, "usage": usage, "started": child.started,
-                        "finished": child.finished, "oom_killed": kills > container.oom_seen})  # fmt: skip
-        container.oom_seen = kills
+        else:
+            usage = child.usage | (leaf.statistics() if leaf else {})
+            kills = container.cgroup.oom_kills() if container.cgroup else 0
+            answers.finish({"event": "exited", "returncode": child.returncode, "usage": usage, "started": child.started,
+                            "finished": child.finished, "oom_killed": kills > container.oom_seen})  # fmt: skip
+            container.oom_seen = kills
+        if leaf is not None:
+            leaf.remove_empty()  # what the program left running keeps it until the container ends
 
     def _exec_signal(self, message: Message, _fds: list[int], answers: Answers) -> None:
         """``{"pod", "container", "exec", "signal", "tree"}``: signal an exec'd process, or kill all it started."""
@@ -370,16 +373,6 @@ class Pods:
         else:
             running.child.signal(int(message["signal"]))
         answers.finish({"event": "signalled"})
-
-
-def placement(cgroup: Cgroup | None, stack: contextlib.ExitStack) -> native.Placement:
-    """Descriptors of a cgroup, closed when ``stack`` is left."""
-    if cgroup is None:
-        return native.Placement(-1, ())
-    directory, tasks = cgroup.open_directory(), cgroup.open_v1_tasks()
-    for fd in (*tasks, *((directory,) if directory >= 0 else ())):
-        stack.callback(os.close, fd)
-    return native.Placement(directory, tasks)
 
 
 def _started(answers: Answers, pid: int, number: int, terminal: int) -> None:
@@ -402,4 +395,4 @@ def _summary(container: Container) -> dict[str, Any]:
     }  # fmt: skip
 
 
-__all__ = ["Pods", "World", "placement"]
+__all__ = ["Pods", "World"]

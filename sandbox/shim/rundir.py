@@ -41,6 +41,7 @@ class RuntimeDirectory:
     def __init__(self, path: str) -> None:
         self.path = path
         self.id = os.path.basename(path)
+        self._noted: set[str] = set()
         self.socket = f"{path}/{SOCKET}"
         #: In the shim's own mount namespace a tmpfs covers the directory of all shims: scratch and volumes are there.
         self.space = os.path.dirname(path)
@@ -54,9 +55,11 @@ class RuntimeDirectory:
 
     def note_traces(self, paths: Iterable[str]) -> None:
         """Write down what has to be removed if the shim is killed, before it is made."""
-        known = set(self.traces())
-        with open(f"{self.path}/{_TRACES}", "a") as file:
-            file.writelines(f"{path}\n" for path in paths if path not in known)
+        fresh = [path for path in paths if path not in self._noted]
+        if fresh:
+            with open(f"{self.path}/{_TRACES}", "a") as file:
+                file.writelines(f"{path}\n" for path in fresh)
+            self._noted.update(fresh)
 
     def traces(self) -> list[str]:
         """The paths noted."""

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import select
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -59,6 +60,7 @@ def _tell_start_failure(control_fd: int, error: BaseException | None) -> None:
 
 def _serve(directory: RuntimeDirectory, control_fd: int, idmap: IdMap, *, privileged: bool) -> int:
     os.setsid()
+    default_signals()
     syscalls.join_session_keyring()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
@@ -77,6 +79,15 @@ def _serve(directory: RuntimeDirectory, control_fd: int, idmap: IdMap, *, privil
     gc.disable()
     server.run()
     return 0
+
+
+def default_signals() -> None:
+    """Undo what Python ignores for itself, once, for all programs: they inherit it.
+
+    The shim itself is process 1 of its namespace, which signals that it does not handle cannot kill.
+    """
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _listen(directory: RuntimeDirectory) -> socket.socket:

@@ -12,7 +12,7 @@ from sandbox.runtime import spare as spares
 from sandbox.runtime.plan import Plan
 
 from .loop import Loop
-from .nursery import Nursery, Order
+from .nursery import Nursery, Order, remove_cgroups
 
 #: A shim that starts one container will hardly start another; one that starts two goes on.
 _STARTS_BEFORE = 2
@@ -21,19 +21,31 @@ _STARTS_BEFORE = 2
 class Reserve:
     """A spare with the cgroup that it was born in, which becomes the pod's."""
 
-    def __init__(self, spare: spares.Spare, scope: Cgroup | None, container: str) -> None:
+    def __init__(self, spare: spares.Spare, order: Order) -> None:
         self.spare = spare
-        #: The pod's cgroup; the init is in its leaf ``<container>/main``.
-        self.scope = scope
-        self.container = container
+        self.container = order.container
+        #: The pod's cgroup2 directory.
+        self.scope = order.scope
+        #: The container's cgroup; the init is in its leaf ``main``.
+        self.cgroup = order.cgroup
+        self._order = order
 
     def discard(self) -> None:
-        """Kill the spare; the cgroup stays, empty."""
+        """Kill the spare; the pod's cgroup stays, the container's goes."""
         self.spare.discard()
-        if self.scope is not None:
-            leaf = self.scope.child(self.container)
-            leaf.child("main").remove_empty()
-            leaf.remove_empty()
+        if self.cgroup is not None:
+            remove_cgroup(self.cgroup)
+
+    def drop(self) -> None:
+        """Kill the spare and remove all its cgroups."""
+        self.spare.discard()
+        remove_cgroups(self._order)
+
+
+def remove_cgroup(cgroup: Cgroup) -> None:
+    """Remove a container's cgroup and the leaf of its init; nothing is left in them, as a rule."""
+    if not (cgroup.child("main").v2_only().remove_empty() and cgroup.remove_empty()):
+        cgroup.remove()
 
 
 class Spares:
@@ -52,39 +64,36 @@ class Spares:
         reserve, self._ready = self._ready, None
         if reserve is None:
             return None
-        wanted = os.path.dirname((grant or {}).get("v2") or "")
-        found = os.path.dirname(reserve.scope.v2 or "") if reserve.scope else ""
-        if wanted == found and reserve.spare.alive:
+        wanted = (grant or {}).get("v2")
+        if os.path.dirname(wanted or "") == os.path.dirname(reserve.scope or "") and reserve.spare.alive:
             return reserve
-        _drop(reserve)
+        reserve.drop()
         return None
 
-    def learn(self, plan: Plan, container: str, scope: Cgroup | None, controllers: set[str]) -> None:
-        """A pod's first container was started like this; the next may be alike."""
+    def learn(
+        self, plan: Plan, container: str, scope: str | None, controllers: set[str], v1: Mapping[str, str]
+    ) -> None:  # fmt: skip
+        """A pod's first container was started like this; the next may be alike. ``v1``: where pods get directories."""
         self._starts += 1
         if self._starts < _STARTS_BEFORE or self._ready is not None or self._pending:
             return
         self._number += 1
-        base = os.path.dirname(scope.v2) if scope and scope.v2 else None
-        path = f"{base}/sandbox-spare{self._number}.scope" if base else None
-        self._pending = self._nursery.ask(Order(spares.template(plan), container, path, controllers))
+        name = f"sandbox-spare{self._number}.scope"
+        path = f"{os.path.dirname(scope)}/{name}" if scope else None
+        directories = {controller: f"{os.path.dirname(pod)}/{name}:{container}" for controller, pod in v1.items()}
+        order = Order(spares.template(plan), container, path, controllers, directories)
+        self._pending = self._nursery.ask(order)
 
     def _made(self, order: Order, spare: spares.Spare | None) -> None:
         self._pending = False
         if spare is None:
             return
-        self._ready = Reserve(spare, Cgroup(order.scope) if order.scope else None, order.container)
+        self._ready = Reserve(spare, order)
 
     def close(self) -> None:
         """No more spares are wanted."""
         self._pending = True
         self._nursery.close()
         if self._ready is not None:
-            _drop(self._ready)
+            self._ready.drop()
             self._ready = None
-
-
-def _drop(reserve: Reserve) -> None:
-    reserve.discard()
-    if reserve.scope is not None:
-        reserve.scope.remove()

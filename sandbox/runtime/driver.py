@@ -1,0 +1,319 @@
+"""The driver of an external engine: a process in the pod's namespaces that makes the root and has crun or runc do the rest.
+
+It is forked from the shim like a container's init, and becomes root of the pod's user namespace like one, so that the
+engine never has more rights than the container's own root. It stays in the shim's process namespace and in a mount
+namespace of its own, which goes with it: bundle, state and logs of the engine are in there, and nothing needs to be undone.
+The engine's init is orphaned when the engine's command ends, and so becomes a child of the shim.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+from sandbox.linux import constants as c, netlink, syscalls
+
+from . import beneath, bundle, init, process, rootfs as roots
+from .complaints import explain
+from .failure import Failure
+from .init import Order
+from .tools import Tool
+
+_CREATED = 0
+_BUNDLE = "bundle"
+_CONSOLE = "console"
+#: Seconds between looks at whether the program was executed: the kernel tells nobody. The first suffices as a rule.
+_FIRST_LOOK, _LONGEST_LOOK = 0.0003, 0.02
+
+
+class Job(NamedTuple):
+    """What the driver needs beside the order that any init gets."""
+
+    order: Order
+    tool: Tool
+    spec: Mapping[str, Any]
+    #: Namespaces to join; None if the driver was born in new ones.
+    join: Mapping[str, int] | None
+    container_id: str
+
+
+class Stopped(Exception):
+    """The shim wants no container any more."""
+
+
+def main(job: Job, channel: socket.socket) -> NoReturn:
+    """From birth to the end; reports over ``channel``."""
+    progress = init.Progress()
+    driver = _Driver(job, channel, progress)
+    try:
+        driver.prepare()
+        driver.run()
+        os._exit(0)
+    except BaseException as error:
+        driver.kill()
+        init.report(channel, _known(error), progress)
+
+
+def _known(error: BaseException) -> BaseException:
+    if isinstance(error, Stopped):
+        return Failure(operation="start container", detail="it was stopped before it had started")
+    return error
+
+
+class _Driver:
+    def __init__(self, job: Job, channel: socket.socket, progress: init.Progress) -> None:
+        self._job, self._order, self._channel, self._progress = job, job.order, channel, progress
+        self._directory = f"{job.order.scratch}/{_BUNDLE}"
+        self._init = -1
+        self._init_fd = -1
+
+    # -- before the engine ----------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Namespaces, the root, the bundle."""
+        order = self._order
+        self._close_others()
+        for fd in order.v1_tasks:
+            os.write(fd, b"0")
+        if self._channel.recv(16) != b"go":
+            os._exit(1)
+        self._progress.doing = "join the pod's namespaces"
+        self._enter()
+        if order.notify:
+            self._progress.doing = "bind the notification socket"
+            init.bind_notify(order.notify, self._channel)
+        self._progress.doing = "make the root file system"
+        syscalls.mount(None, "/", None, c.MS_PRIVATE | c.MS_REC)
+        roots.mount_scratch(order.scratch, order.rootfs.size)
+        scene = roots.assemble(order.rootfs, order.layers, order.scratch, order.prepared)
+        if order.plan.read_only_root:
+            self._protect(scene.root_fd)
+        self._progress.doing = "write the bundle"
+        self._write_bundle(self._bring_in())
+        self._show_cgroup2()
+
+    def _close_others(self) -> None:
+        """Others' pipes and sockets: as long as they are open here, nobody sees their end."""
+        order = self._order
+        keep = {self._channel.fileno(), *order.stdio, *order.v1_tasks, *order.layers, *order.prepared.values(),
+                *(self._job.join or {}).values()}  # fmt: skip
+        first = 3
+        for fd in sorted(fd for fd in keep if fd > 2):
+            if fd > first:
+                syscalls.close_range(first, fd - 1)
+            first = fd + 1
+        syscalls.close_range(first)
+
+    def _enter(self) -> None:
+        join = self._job.join
+        if join is not None:
+            for kind in ("user", *(kind for kind in join if kind != "user")):
+                syscalls.setns(join[kind], c.NAMESPACES[kind][0])
+            syscalls.unshare(c.CLONE_NEWNS)
+        init.own_identity()
+        if join is None and "network" in self._order.plan.namespaces:
+            netlink.loopback_up()
+
+    def _protect(self, root_fd: int) -> None:
+        """Engines make only the root's own mount read-only, not what the image `host` has below it."""
+        for overlay in self._order.rootfs.overlays:
+            if overlay.target == "/":
+                continue
+            for target, directory in bundle.mount_points(self._order.plan, overlay.target):
+                kind = self._is_directory(target) if directory is None else directory
+                os.close(beneath.ensure(root_fd, target, directory=kind))
+            init.make_read_only(root_fd, overlay.target)
+
+    def _is_directory(self, target: str) -> bool:
+        return stat.S_ISDIR(os.fstat(self._order.prepared[target]).st_mode)
+
+    def _bring_in(self) -> dict[str, str]:
+        """Attach what is bound from the host, prepared by the shim, where the engine finds it."""
+        os.mkdir("binds")
+        places = bundle.places(self._order.plan, f"{self._order.scratch}/binds")
+        for target, place in places.items():
+            if self._is_directory(target):
+                os.mkdir(place)
+            else:
+                os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC))
+            syscalls.move_mount(self._order.prepared[target], place, flags=c.MOVE_MOUNT_F_EMPTY_PATH)
+        return places
+
+    def _write_bundle(self, places: Mapping[str, str]) -> None:
+        os.mkdir(_BUNDLE, 0o700)
+        os.chdir(_BUNDLE)
+        document = bundle.document(
+            self._job.spec, root=f"{self._order.scratch}/root", sources=places, driver=os.getpid()
+        )  # fmt: skip
+        with open("config.json", "w") as file:
+            json.dump(document, file)
+
+    @staticmethod
+    def _show_cgroup2() -> None:
+        """Where cgroup version 2 is not at /sys/fs/cgroup (hybrid hosts), crun gives up; read-only, runc keeps out."""
+        hierarchy = _cgroup2()
+        if hierarchy is None:
+            return
+        if hierarchy != "/sys/fs/cgroup":
+            syscalls.mount(hierarchy, "/sys/fs/cgroup", None, c.MS_BIND)
+        else:
+            syscalls.mount(hierarchy, hierarchy, None, c.MS_BIND)
+        from_now_on = c.MS_REMOUNT | c.MS_BIND | c.MS_RDONLY | c.MS_NOSUID | c.MS_NODEV | c.MS_NOEXEC
+        syscalls.mount(None, "/sys/fs/cgroup", None, from_now_on | current_flags("/sys/fs/cgroup"))
+
+    # -- the engine -----------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """``create``, hand over the init, ``start``, wait until the program is executed."""
+        tool = self._job.tool
+        self._progress.doing = f"{tool.name} create"
+        with self._console() as console:
+            options = [f"--console-socket={_CONSOLE}"] if console else []
+            self._call("create", "--pid-file=pid", *options, stdio=self._order.stdio)
+            if console:
+                self._hand_over_terminal(console)
+        self._hand_over_init()
+        mark = _program(self._init)
+        self._progress.doing = f"{tool.name} start"
+        self._call("start")
+        self._await_program(mark)
+
+    @contextlib.contextmanager
+    def _console(self) -> Iterator[socket.socket | None]:
+        if not self._order.plan.program.terminal:
+            yield None
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(_CONSOLE)
+            listener.listen(1)
+            yield listener
+
+    def _call(self, command: str, *options: str, stdio: Iterable[int] = ()) -> None:
+        """One command of the engine. Raises :class:`Failure` with what it complained of."""
+        argv = self._job.tool.command(f"{self._directory}/state", "log", command, *options, self._job.container_id)
+        pid, pidfd = self._spawn(argv, tuple(stdio))
+        try:
+            self._wait_for(pidfd)
+        except Stopped:
+            syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
+            raise
+        finally:
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            os.close(pidfd)
+        if code:
+            raise explain(self._job.tool, self._order.plan.program, command, _complaint(), code, self._version())
+
+    def _spawn(self, argv: list[str], stdio: tuple[int, ...]) -> tuple[int, int]:
+        pid, pidfd = syscalls.clone3(0, signal.SIGCHLD)
+        if pid == 0:
+            _execute(argv, stdio)
+        return pid, pidfd
+
+    def _wait_for(self, pidfd: int, timeout: float | None = None) -> bool:
+        """Until the process has ended. Raises :class:`Stopped` if the shim says so meanwhile."""
+        ready, _, _ = select.select([pidfd, self._channel], [], [], timeout)
+        if self._channel in ready:
+            raise Stopped
+        return bool(ready)
+
+    def _hand_over_terminal(self, listener: socket.socket) -> None:
+        listener.settimeout(5)
+        with listener.accept()[0] as connection:
+            _, fds, _, _ = socket.recv_fds(connection, 4096, 1)
+        if self._order.plan.program.window:
+            process.set_window(fds[0], self._order.plan.program.window)
+        socket.send_fds(self._channel, [b'{"terminal": true}'], fds)
+        os.close(fds[0])
+
+    def _hand_over_init(self) -> None:
+        with open("pid") as file:
+            self._init = int(file.read())
+        self._init_fd = syscalls.pidfd_open(self._init)
+        fds = [self._init_fd, *(os.open(f"/proc/{self._init}/ns/{name}", os.O_RDONLY) for name in ("pid", "mnt"))]
+        socket.send_fds(self._channel, [json.dumps({"init": self._init}).encode()], fds)
+
+    def _await_program(self, before: tuple[str, int, int]) -> None:
+        """Until the init is another program than the engine's, or has ended as one."""
+        pause = _FIRST_LOOK
+        while _program(self._init) == before:
+            if self._wait_for(self._init_fd, pause):
+                break
+            pause = min(pause * 2, _LONGEST_LOOK)
+        if _program(self._init)[0] == before[0] and _is_over(self._init_fd):
+            raise explain(self._job.tool, self._order.plan.program, "start", _complaint(), 1, self._version())
+
+    def _version(self) -> str:
+        """What the engine calls itself, for the report of a failure."""
+        read_end, write_end = os.pipe()
+        pid, pidfd = self._spawn([self._job.tool.path, "--version"], (0, write_end, write_end))
+        os.close(write_end)
+        with open(read_end) as file:
+            text = file.readline().strip()
+        os.waitpid(pid, 0)
+        os.close(pidfd)
+        return text
+
+    def kill(self) -> None:
+        """Take back the init, if there is one."""
+        if self._init_fd < 0:
+            with contextlib.suppress(OSError, ValueError):
+                with open("pid") as file:
+                    self._init_fd = syscalls.pidfd_open(int(file.read()))
+        if self._init_fd >= 0:
+            with contextlib.suppress(OSError):
+                syscalls.pidfd_send_signal(self._init_fd, signal.SIGKILL)
+
+
+def _execute(argv: list[str], stdio: tuple[int, ...]) -> NoReturn:
+    """The engine's process: dies with the driver, and sees nothing of what the user's environment says to such programs."""
+    try:
+        syscalls.prctl(c.PR_SET_PDEATHSIG, signal.SIGKILL)
+        null = os.open("/dev/null", os.O_RDWR)
+        for number, fd in enumerate(stdio or (null, null, null)):
+            os.dup2(fd, number)
+        syscalls.close_range(3, flags=c.CLOSE_RANGE_CLOEXEC)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.execve(argv[0], argv, {"PATH": process.DEFAULT_PATH})
+    except BaseException as error:
+        with open("log", "a") as file:
+            file.write(json.dumps({"level": "error", "msg": f"cannot be executed: {error}"}) + "\n")
+    finally:
+        os._exit(127)
+
+
+def _complaint() -> str:
+    """The last error in the engine's log."""
+    try:
+        with open("log") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, AttributeError):
+            entry = json.loads(line)
+            if entry.get("level") in ("error", "fatal") and entry.get("msg"):
+                return str(entry["msg"]).strip()
+    return ""
+
+
+def _program(pid: int) -> tuple[str, int, int]:
+    """What a process runs: its name, which stays readable after its end, and the file (0, 0 after its end)."""
+    with open(f"/proc/{pid}/comm") as file:
+        name = file.read()
+    try:
+        state = os.stat(f"/proc/{pid}/exe")
+    except OSError:
+        return name, 0, 0
+    return name, state.st_dev, state.st_ino
+
+
+def _is_over(pidfd: int) -> bool:
+    return bool(select.select([pidfd], [], [], 0)[0])
