@@ -133,7 +133,7 @@ class Preparation:
             "name": container.name, "spec": spec, "rootfs": self._rootfs(container, image), "init": container.init,
             "engine": self.options.engine, "restart": container.restart, "log_size": container.log_size, "notify": notify,
         }  # fmt: skip
-        if profile is not None and self.options.engine == "native":
+        if profile is not None:
             self._add_filter(message, profile)
         return Prepared(container, image, spec, message)
 

@@ -1,7 +1,8 @@
 """The document that an external engine gets: the same one, less what has been done by then. No I/O.
 
-The driver (:mod:`.driver`) is in the pod's user, network, IPC and UTS namespaces before it calls the engine; it has mounted
-the root and brought in what is bound from the host; the shim sets limits, and runs the hooks that follow the start.
+The driver (:mod:`.driver`) is in the pod's user, network, IPC and UTS namespaces before it calls the engine; it has set
+the sysctls, mounted the root and brought in what is bound from the host; the shim sets limits, and runs the hooks that
+follow the start.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from .failure import unsupported
 from .plan import Plan
 from .steps import Bind
 
-#: Namespaces that the driver has joined or made, and the engine joins by path.
-JOINED = ("network", "ipc", "uts")
+_JOINED = ("network", "ipc", "uts")
+#: Members of ``linux`` that the driver or the shim sees to.
+_DONE = frozenset({"uidMappings", "gidMappings", "cgroupsPath", "resources", "sysctl"})
 _SHIM_HOOKS = ("poststart", "poststop")
 
 
@@ -38,18 +40,13 @@ def check(plan: Plan, engine: str) -> None:
                               "use the native engine")  # fmt: skip
 
 
-def document(
-    spec: Mapping[str, Any], *, root: str, sources: Mapping[str, str], driver: int
-) -> dict[str, Any]:  # fmt: skip
+def document(spec: Mapping[str, Any], *, root: str, sources: Mapping[str, str]) -> dict[str, Any]:
     """The content of config.json.
 
-    ``root`` is the assembled root; ``sources`` has the place of each bound file or directory by its target; ``driver`` is
-    the process whose namespaces the engine joins.
+    ``root`` is the assembled root; ``sources`` has the place of each bound file or directory by its target.
     """
-    linux = dict(spec.get("linux") or {})
-    for name in ("uidMappings", "gidMappings", "cgroupsPath", "resources"):
-        linux.pop(name, None)
-    linux["namespaces"] = list(_namespaces(linux.get("namespaces") or (), driver))
+    linux = {name: value for name, value in (spec.get("linux") or {}).items() if name not in _DONE}
+    linux["namespaces"] = list(_namespaces(linux.get("namespaces") or ()))
     whole = {**spec, "linux": linux, "root": {**(spec.get("root") or {}), "path": root}}
     whole["mounts"] = [_mount(mount, sources) for mount in spec.get("mounts") or ()]
     if spec.get("hooks"):
@@ -57,11 +54,12 @@ def document(
     return whole
 
 
-def _namespaces(entries: Any, driver: int) -> Iterator[dict[str, str]]:
+def _namespaces(entries: Any) -> Iterator[dict[str, str]]:
+    """Those that the engine is in already are given by path, lest a host name or a loopback device be missed."""
     for entry in entries:
         kind = entry["type"]
-        if kind in JOINED:
-            yield {"type": kind, "path": f"/proc/{driver}/ns/{c.NAMESPACES[kind][1]}"}
+        if kind in _JOINED:
+            yield {"type": kind, "path": f"/proc/self/ns/{c.NAMESPACES[kind][1]}"}
         elif kind != "user":
             yield {"type": kind}
 

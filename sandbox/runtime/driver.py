@@ -1,33 +1,36 @@
-"""The driver of an external engine: a process in the pod's namespaces that makes the root and has crun or runc do the rest.
+"""The driver of an external engine: it makes the root file system, and has crun or runc do the rest.
 
 It is forked from the shim like a container's init, and becomes root of the pod's user namespace like one, so that the
-engine never has more rights than the container's own root. It stays in the shim's process namespace and in a mount
-namespace of its own, which goes with it: bundle, state and logs of the engine are in there, and nothing needs to be undone.
+engine never has more rights than the container's own root. It stays in the shim's process namespace, and in a mount
+namespace of its own, which goes with it: bundle, state and logs of the engine are in it, and nothing has to be undone.
 The engine's init is orphaned when the engine's command ends, and so becomes a child of the shim.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
 import signal
 import socket
 import stat
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from sandbox.linux import constants as c, netlink, syscalls
+from sandbox.linux.cgroup import hierarchies
+from sandbox.linux.mounts import remount_bind
 
 from . import beneath, bundle, init, process, rootfs as roots
 from .complaints import explain
 from .failure import Failure
 from .init import Order
+from .steps import Scene, Sysctl
 from .tools import Tool
 
-_CREATED = 0
+_CGROUP2 = "/sys/fs/cgroup"
 _BUNDLE = "bundle"
 _CONSOLE = "console"
 #: Seconds between looks at whether the program was executed: the kernel tells nobody. The first suffices as a rule.
@@ -57,7 +60,7 @@ def main(job: Job, channel: socket.socket) -> NoReturn:
         driver.prepare()
         driver.run()
         os._exit(0)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is reported
         driver.kill()
         init.report(channel, _known(error), progress)
 
@@ -90,6 +93,7 @@ class _Driver:
         if order.notify:
             self._progress.doing = "bind the notification socket"
             init.bind_notify(order.notify, self._channel)
+        self._set_sysctls()
         self._progress.doing = "make the root file system"
         syscalls.mount(None, "/", None, c.MS_PRIVATE | c.MS_REC)
         roots.mount_scratch(order.scratch, order.rootfs.size)
@@ -122,6 +126,14 @@ class _Driver:
         if join is None and "network" in self._order.plan.namespaces:
             netlink.loopback_up()
 
+    def _set_sysctls(self) -> None:
+        """Those of the network and IPC namespaces; runc takes the driver's for the host's, and refuses."""
+        here = Scene(os.open("/", c.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), {}, "")
+        for step in self._order.plan.steps:
+            if isinstance(step, Sysctl):
+                self._progress.doing = step.describe()
+                step.execute(here)
+
     def _protect(self, root_fd: int) -> None:
         """Engines make only the root's own mount read-only, not what the image `host` has below it."""
         for overlay in self._order.rootfs.overlays:
@@ -150,24 +162,17 @@ class _Driver:
     def _write_bundle(self, places: Mapping[str, str]) -> None:
         os.mkdir(_BUNDLE, 0o700)
         os.chdir(_BUNDLE)
-        document = bundle.document(
-            self._job.spec, root=f"{self._order.scratch}/root", sources=places, driver=os.getpid()
-        )  # fmt: skip
+        document = bundle.document(self._job.spec, root=f"{self._order.scratch}/root", sources=places)
         with open("config.json", "w") as file:
             json.dump(document, file)
 
     @staticmethod
     def _show_cgroup2() -> None:
         """Where cgroup version 2 is not at /sys/fs/cgroup (hybrid hosts), crun gives up; read-only, runc keeps out."""
-        hierarchy = _cgroup2()
-        if hierarchy is None:
-            return
-        if hierarchy != "/sys/fs/cgroup":
-            syscalls.mount(hierarchy, "/sys/fs/cgroup", None, c.MS_BIND)
-        else:
-            syscalls.mount(hierarchy, hierarchy, None, c.MS_BIND)
-        from_now_on = c.MS_REMOUNT | c.MS_BIND | c.MS_RDONLY | c.MS_NOSUID | c.MS_NODEV | c.MS_NOEXEC
-        syscalls.mount(None, "/sys/fs/cgroup", None, from_now_on | current_flags("/sys/fs/cgroup"))
+        mounted = hierarchies().v2
+        if mounted is not None:
+            syscalls.mount(mounted, _CGROUP2, None, c.MS_BIND)
+            remount_bind(_CGROUP2, c.MS_RDONLY)
 
     # -- the engine -----------------------------------------------------------------------------------------------
 
@@ -181,10 +186,10 @@ class _Driver:
             if console:
                 self._hand_over_terminal(console)
         self._hand_over_init()
-        mark = _program(self._init)
+        engine = _running(self._init)
         self._progress.doing = f"{tool.name} start"
         self._call("start")
-        self._await_program(mark)
+        self._await_program(engine)
 
     @contextlib.contextmanager
     def _console(self) -> Iterator[socket.socket | None]:
@@ -209,7 +214,7 @@ class _Driver:
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             os.close(pidfd)
         if code:
-            raise explain(self._job.tool, self._order.plan.program, command, _complaint(), code, self._version())
+            raise self._explained(command, code)
 
     def _spawn(self, argv: list[str], stdio: tuple[int, ...]) -> tuple[int, int]:
         pid, pidfd = syscalls.clone3(0, signal.SIGCHLD)
@@ -219,8 +224,9 @@ class _Driver:
 
     def _wait_for(self, pidfd: int, timeout: float | None = None) -> bool:
         """Until the process has ended. Raises :class:`Stopped` if the shim says so meanwhile."""
-        ready, _, _ = select.select([pidfd, self._channel], [], [], timeout)
-        if self._channel in ready:
+        channel = self._channel.fileno()
+        ready, _, _ = select.select([pidfd, channel], [], [], timeout)
+        if channel in ready:
             raise Stopped
         return bool(ready)
 
@@ -229,7 +235,8 @@ class _Driver:
         with listener.accept()[0] as connection:
             _, fds, _, _ = socket.recv_fds(connection, 4096, 1)
         if self._order.plan.program.window:
-            process.set_window(fds[0], self._order.plan.program.window)
+            rows, columns = self._order.plan.program.window
+            fcntl.ioctl(fds[0], c.TIOCSWINSZ, rows.to_bytes(2, "little") + columns.to_bytes(2, "little") + bytes(4))
         socket.send_fds(self._channel, [b'{"terminal": true}'], fds)
         os.close(fds[0])
 
@@ -240,15 +247,19 @@ class _Driver:
         fds = [self._init_fd, *(os.open(f"/proc/{self._init}/ns/{name}", os.O_RDONLY) for name in ("pid", "mnt"))]
         socket.send_fds(self._channel, [json.dumps({"init": self._init}).encode()], fds)
 
-    def _await_program(self, before: tuple[str, int, int]) -> None:
-        """Until the init is another program than the engine's, or has ended as one."""
+    def _await_program(self, before: _Running) -> None:
+        """Until the init runs another program than the engine's. If it ends as the engine's, nothing was executed."""
         pause = _FIRST_LOOK
-        while _program(self._init) == before:
+        while _running(self._init).file in (None, before.file):
             if self._wait_for(self._init_fd, pause):
                 break
             pause = min(pause * 2, _LONGEST_LOOK)
-        if _program(self._init)[0] == before[0] and _is_over(self._init_fd):
-            raise explain(self._job.tool, self._order.plan.program, "start", _complaint(), 1, self._version())
+        now = _running(self._init)
+        if now.file is None and now.name == before.name:
+            raise self._explained("start", 0)
+
+    def _explained(self, command: str, code: int) -> Failure:
+        return explain(self._job.tool, self._job.spec, command, _complaints(), code, self._version())
 
     def _version(self) -> str:
         """What the engine calls itself, for the report of a failure."""
@@ -257,9 +268,9 @@ class _Driver:
         os.close(write_end)
         with open(read_end) as file:
             text = file.readline().strip()
-        os.waitpid(pid, 0)
+        code = os.waitpid(pid, 0)[1]
         os.close(pidfd)
-        return text
+        return text if code == 0 else ""
 
     def kill(self) -> None:
         """Take back the init, if there is one."""
@@ -273,7 +284,7 @@ class _Driver:
 
 
 def _execute(argv: list[str], stdio: tuple[int, ...]) -> NoReturn:
-    """The engine's process: dies with the driver, and sees nothing of what the user's environment says to such programs."""
+    """The engine's process: it dies with the driver, and sees nothing of the user's environment."""
     try:
         syscalls.prctl(c.PR_SET_PDEATHSIG, signal.SIGKILL)
         null = os.open("/dev/null", os.O_RDWR)
@@ -282,38 +293,41 @@ def _execute(argv: list[str], stdio: tuple[int, ...]) -> NoReturn:
         syscalls.close_range(3, flags=c.CLOSE_RANGE_CLOEXEC)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.execve(argv[0], argv, {"PATH": process.DEFAULT_PATH})
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is reported
         with open("log", "a") as file:
             file.write(json.dumps({"level": "error", "msg": f"cannot be executed: {error}"}) + "\n")
     finally:
         os._exit(127)
 
 
-def _complaint() -> str:
-    """The last error in the engine's log."""
+def _complaints() -> list[str]:
+    """The errors in the engine's log, the oldest first."""
     try:
         with open("log") as file:
             lines = file.read().splitlines()
     except OSError:
-        return ""
-    for line in reversed(lines):
+        return []
+    found = []
+    for line in lines:
         with contextlib.suppress(ValueError, AttributeError):
             entry = json.loads(line)
             if entry.get("level") in ("error", "fatal") and entry.get("msg"):
-                return str(entry["msg"]).strip()
-    return ""
+                found.append(str(entry["msg"]).strip())
+    return found
 
 
-def _program(pid: int) -> tuple[str, int, int]:
-    """What a process runs: its name, which stays readable after its end, and the file (0, 0 after its end)."""
-    with open(f"/proc/{pid}/comm") as file:
-        name = file.read()
+class _Running(NamedTuple):
+    """What a process runs: its name, which stays readable after its end, and the file, which does not."""
+
+    name: str
+    file: tuple[int, int] | None
+
+
+def _running(pid: int) -> _Running:
+    with open(f"/proc/{pid}/comm") as stream:
+        name = stream.read()
     try:
         state = os.stat(f"/proc/{pid}/exe")
     except OSError:
-        return name, 0, 0
-    return name, state.st_dev, state.st_ino
-
-
-def _is_over(pidfd: int) -> bool:
-    return bool(select.select([pidfd], [], [], 0)[0])
+        return _Running(name, None)
+    return _Running(name, (state.st_dev, state.st_ino))

@@ -1,4 +1,4 @@
-"""What an engine is: something that starts a container from a plan. :mod:`.native`, and :mod:`.external` for programs."""
+"""What an engine is: something that starts a container from a plan. There are :mod:`.native` and :mod:`.external`."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def finish(order: Order, channel: socket.socket, progress: Progress, staged: Col
     _name_namespaces(order.plan, progress)
     if order.notify:
         progress.doing = "bind the notification socket"
-        _bind_notify(order.notify, channel)
+        bind_notify(order.notify, channel)
     _make_root(order, channel, progress, staged)
     if "startContainer" in order.plan.hooks:
         progress.doing = "run the startContainer hooks"
@@ -237,7 +237,7 @@ def _make_root(order: Order, channel: socket.socket, progress: Progress, staged:
     progress.doing = "enter the root file system"
     if plan.read_only_root:
         for overlay in (*order.rootfs.overlays, roots.Overlay("/", ())):
-            _make_read_only(scene.root_fd, overlay.target)
+            make_read_only(scene.root_fd, overlay.target)
     os.fchdir(scene.root_fd)
     syscalls.pivot_root(".", ".")
     syscalls.umount(".", c.MNT_DETACH)
@@ -246,7 +246,7 @@ def _make_root(order: Order, channel: socket.socket, progress: Progress, staged:
         syscalls.mount(None, "/", None, plan.propagation)
 
 
-def _make_read_only(root_fd: int, target: str) -> None:
+def make_read_only(root_fd: int, target: str) -> None:
     fd = beneath.locate(root_fd, target)
     syscalls.mount_setattr(fd, "", c.AT_EMPTY_PATH, attr_set=c.MOUNT_ATTR_RDONLY)
     os.close(fd)
@@ -260,7 +260,7 @@ def _hooks_of_shim(channel: socket.socket, kind: str) -> None:
         raise failure_of(answer)
 
 
-def _bind_notify(name: str, channel: socket.socket) -> None:
+def bind_notify(name: str, channel: socket.socket) -> None:
     """An abstract socket in the pod's network, there before the program can look for it (sd_notify(3))."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(f"\0{name}")
@@ -317,6 +317,6 @@ def _reap(main_pid: int) -> None:
 
 
 __all__ = [
-    "Entry", "Order", "Progress", "await_go", "begin", "enter", "failure_of", "finish", "intermediate", "main",
-    "own_identity", "report",
+    "Entry", "Order", "Progress", "await_go", "begin", "bind_notify", "enter", "failure_of", "finish", "intermediate", "main",
+    "make_read_only", "own_identity", "report",
 ]  # fmt: skip

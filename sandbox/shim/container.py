@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from typing import Any
 from sandbox.linux import syscalls
 from sandbox.linux.cgroup import Cgroup
 from sandbox.runtime import init as engine_init
+from sandbox.runtime.engine import Driven
 from sandbox.runtime.failure import Failure
 from sandbox.runtime.native import Launch, Placement
 from sandbox.runtime.plan import Plan
@@ -41,6 +43,9 @@ class Child:
         self.notify = -1
         self._loop = loop
         self._channel: socket.socket | None = launch.channel
+        #: Until an external engine's driver has handed over the init, `pid` is the driver's.
+        self._driven = isinstance(launch, Driven)
+        self._namespaces = launch.namespaces
         self._on_running: Callable[[], None] = lambda: None
         self._on_exit: Callable[[], None] = lambda: None
         self._on_hooks: Callable[[str, socket.socket], None] = lambda _kind, _channel: None
@@ -55,7 +60,7 @@ class Child:
         self._on_running, self._on_exit, self._on_hooks = on_running, on_exit, on_hooks
         assert self._channel is not None
         self._loop.watch(self._channel.fileno(), self._heard)
-        self._loop.watch(self.pidfd, self._exited)
+        self._loop.watch(self.pidfd, self._driver_exited if self._driven else self._exited)
 
     @property
     def launching(self) -> bool:
@@ -63,7 +68,12 @@ class Child:
         return self._channel is not None
 
     def signal(self, number: int) -> None:
-        """Send a signal; nothing happens if it has ended."""
+        """Send a signal; nothing happens if it has ended. A driver takes back what it has made, whatever the signal."""
+        if self._driven:
+            if self._channel is not None:
+                with contextlib.suppress(OSError):
+                    self._channel.send(b"stop")
+            return
         try:
             syscalls.pidfd_send_signal(self.pidfd, number)
         except ProcessLookupError:
@@ -72,13 +82,17 @@ class Child:
     def _heard(self, _events: int) -> None:
         assert self._channel is not None
         try:
-            data, fds, _, _ = socket.recv_fds(self._channel, 65536, 1)
+            data, fds, _, _ = socket.recv_fds(self._channel, 65536, 3)
         except ConnectionResetError:
             data, fds = b"", []  # it was killed before it had read our "go"
         if not data:
             self._close_channel()
+            if self._driven and self.failure is None:
+                self.failure = engine_init.failure_of(b"")
             if self.failure is None:
                 self._on_running()
+        elif fds and data.startswith(b'{"init"'):
+            self._adopt(json.loads(data)["init"], *fds)
         elif fds and data.startswith(b'{"notify"'):
             self.notify = fds[0]
         elif fds:
@@ -93,6 +107,30 @@ class Child:
             self._loop.forget(self._channel.fileno())
             self._channel.close()
             self._channel = None
+
+    def _adopt(self, pid: int, pidfd: int, pid_namespace: int, mount_namespace: int) -> None:
+        """The init that a driver had made; an orphan by now, and so the shim's child."""
+        driver, driver_fd = self.pid, self.pidfd
+        self._driven = False
+        self.pid, self.pidfd = pid, pidfd
+        self._namespaces |= {"pid": pid_namespace, "mount": mount_namespace}
+        self._loop.forget(driver_fd)
+        self._loop.watch(driver_fd, lambda _events: self._reap(driver, driver_fd))
+        self._loop.watch(pidfd, self._exited)
+
+    def _driver_exited(self, _events: int) -> None:
+        driver, driver_fd = self.pid, self.pidfd
+        while self._channel is not None:
+            self._heard(0)
+        if self._driven:
+            self.returncode, self.finished = -1, time.time()
+            self._reap(driver, driver_fd)
+            self._on_exit()
+
+    def _reap(self, pid: int, pidfd: int) -> None:
+        self._loop.forget(pidfd)
+        os.close(pidfd)
+        os.waitpid(pid, 0)
 
     def _exited(self, _events: int) -> None:
         while self._channel is not None:

@@ -134,7 +134,7 @@ class Launcher:
             "state": container.oci_state(), "notify": container.notify if container.restarts == 0 else None,
         }  # fmt: skip
         if container.engine != "native":
-            return external.engine(container.engine).start(container.plan, container.rootfs, **request)
+            return external.engine(container.engine, container.spec).start(container.plan, container.rootfs, **request)
         launch = native.start(container.plan, container.rootfs, **request, hand_over=hand_over if reserve else None)
         pod.drop_reserve()
         return launch
