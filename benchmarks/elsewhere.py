@@ -61,7 +61,7 @@ class Elsewhere:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise PeerError("no private mount namespace can be made here")
+            raise PeerError("the process that was to run it is gone")
         return _checked(argv, json.loads(answer))
 
     def close(self) -> None:
@@ -74,8 +74,12 @@ class Elsewhere:
 
 
 def runner_for_crun() -> Runner:
-    """Here where cgroup2 is at /sys/fs/cgroup, else elsewhere."""
-    return Here() if cgroup.hierarchies().v2 == "/sys/fs/cgroup" else Elsewhere()
+    """Here where cgroup2 is at /sys/fs/cgroup, else elsewhere. Raises :class:`PeerError` if that cannot be had."""
+    if cgroup.hierarchies().v2 == "/sys/fs/cgroup":
+        return Here()
+    if os.geteuid():
+        raise PeerError("it wants cgroup2 at /sys/fs/cgroup, and only root can mount that there")
+    return Elsewhere()
 
 
 def timed_run(argv: Sequence[str]) -> dict[str, Any]:
