@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 import shlex
 import socket
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 #: How long after SIGKILL a container may take to be gone, in seconds; the kernel needs microseconds.
 _KILL_PATIENCE = 10.0
+
+
+_exec_numbers = itertools.count(1)
 
 
 def split_command(command: str | Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -62,7 +67,7 @@ class ContainerFace:
         """
         stdin = PIPE if input is not None else DEVNULL
         process = self.popen(command, stdin=stdin, stdout=PIPE, stderr=PIPE, text=text, user=user, env=env, cwd=cwd,
-                             tty=tty, kill_with_me=True)  # fmt: skip
+                             tty=tty, kill_with_me=True, quiet=not tty)  # fmt: skip
         try:
             out, err = _finish(process, input, timeout)
         finally:
@@ -76,24 +81,28 @@ class ContainerFace:
     def popen(
         self, command: str | Sequence[str | os.PathLike[str]], *, stdin: Any = None, stdout: Any = None, stderr: Any = None,
         text: bool = True, user: str | int | None = None, env: Mapping[str, str] | None = None, cwd: str | None = None,
-        tty: bool = False, kill_with_me: bool = False,
+        tty: bool = False, kill_with_me: bool = False, quiet: bool = False,
     ) -> Process:  # fmt: skip
         """Start a program in the container, like :class:`subprocess.Popen`.
 
         Streams are ``PIPE``, ``DEVNULL`` (or None), ``STDOUT`` for ``stderr``, a descriptor or a file. With ``tty`` the
-        program gets a terminal instead, whose master side is ``process.terminal``.
+        program gets a terminal instead, whose master side is ``process.terminal``. With ``kill_with_me`` it is killed
+        when the process object is closed or lost; with ``quiet`` nobody waits until it runs, and that it cannot is only
+        told by ``wait``.
         """
         me = self._one()
         args = split_command(command)
         streams = Streams(None, None, None, text=text) if tty else Streams(stdin, stdout, stderr, text=text)
         document = me.process_document(args, env, cwd, user, tty=tty)
         fields = {**me.address, "process": document, "user": None if user is None else str(user), "lease": kill_with_me}
+        number = f"{os.getpid()}-{next(_exec_numbers)}"
+        fields = {**fields, "exec": number, "quiet": quiet}
         try:
             conversation = me.shim.ask("container.exec", fields, streams.given)
         finally:
             streams.release()
         try:
-            return Process(args, conversation, streams, me.signal_exec)
+            return Process(args, conversation, streams, functools.partial(me.signal_exec, number), started=not quiet)
         except BaseException:
             streams.close()
             conversation.close()
@@ -370,7 +379,7 @@ class RunningContainer(ContainerFace):
         return {**base, "args": args, "env": [f"{k}={v}" for k, v in merged.items()], "cwd": cwd or base["cwd"],
                 "terminal": tty}  # fmt: skip
 
-    def signal_exec(self, number: int, tree: bool, signal: int) -> None:
+    def signal_exec(self, number: str, tree: bool, signal: int) -> None:
         """Signal a process that was exec'd in it."""
         with contextlib.suppress(PodStateError):
             self.shim.call("exec.signal", **self.address, exec=number, tree=tree, signal=signal)

@@ -100,7 +100,8 @@ class Process:
     """
 
     def __init__(
-        self, args: Sequence[str], conversation: Conversation, streams: Streams, signal_it: Callable[[int, bool, int], None]
+        self, args: Sequence[str], conversation: Conversation, streams: Streams, signal_it: Callable[[bool, int], None],
+        *, started: bool = True,
     ) -> None:  # fmt: skip
         self.args = list(args)
         self.returncode: int | None = None
@@ -111,10 +112,9 @@ class Process:
         self._streams = streams
         self._began = time.monotonic()
         self.duration = 0.0
-        message, fds = conversation.answer()
-        #: Process id as the shim sees it; not the container's own number for it.
-        self.pid: int = message["pid"]
-        self._number: int = message.get("exec", 0)
+        message, fds = conversation.answer() if started else ({}, [])
+        #: Process id as the shim sees it, not the container's own number for it; None if nobody waited to hear of it.
+        self.pid: int | None = message.get("pid")
         self.terminal: int | None = fds[0] if fds else None
         self.stdin, self.stdout, self.stderr = streams.files()
 
@@ -150,7 +150,7 @@ class Process:
     def send_signal(self, number: int | str) -> None:
         """Signal the process itself ("HUP", signal.SIGHUP, 1); nothing happens if it has ended."""
         if self.returncode is None:
-            self._signal_it(self._number, False, signal_value(number))
+            self._signal_it(False, signal_value(number))
 
     def terminate(self) -> None:
         """SIGTERM."""
@@ -159,7 +159,7 @@ class Process:
     def kill(self) -> None:
         """SIGKILL, to the process and everything it has started."""
         if self.returncode is None:
-            self._signal_it(self._number, True, signal.SIGKILL)
+            self._signal_it(True, signal.SIGKILL)
 
     def communicate(self, input: AnyText | None = None, timeout: float | None = None) -> tuple[Any, Any]:
         """Write ``input``, read to the end, wait. On a timeout nothing is killed, and what was read is in the error."""

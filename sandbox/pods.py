@@ -219,7 +219,7 @@ def run(
     return result
 
 
-def _no_signals(_number: int, _tree: bool, _signal: int) -> None:
+def _no_signals(_tree: bool, _signal: int) -> None:
     """A pod that is removed as a whole needs no signals to its processes."""
 
 

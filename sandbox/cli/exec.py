@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from sandbox.cli import find
@@ -60,13 +61,13 @@ def _attend(container: RunningContainer, command: list[str], given: Given, timeo
     from sandbox.cli.attend import Attendant, status_of
 
     with _start(container, command, given) as conversation, contextlib.ExitStack() as stack:
-        started, fds = conversation.answer()
+        _, fds = conversation.answer()
         terminal = None
         if fds:
             from sandbox.cli.terminal import Terminal
 
             terminal = stack.enter_context(Terminal(fds[0], interactive=bool(given["interactive"])))
-        program = _program(container, conversation, started["exec"])
+        program = _program(container, conversation)
         document = Attendant(program, terminal, timeout=timeout, patience=_PATIENCE).wait()
     return status_of(document["returncode"])
 
@@ -79,16 +80,22 @@ def _start(container: RunningContainer, command: list[str], given: Given) -> Con
         from sandbox.cli.terminal import set_window
 
         set_window(document)
-    fields: dict[str, Any] = {**container.address, "process": document, "user": given["user"], "lease": True}
+    fields: dict[str, Any] = {**container.address, "process": document, "user": given["user"], "lease": True,
+                              "exec": _exec_id()}  # fmt: skip
     with standard_streams(interactive=bool(given["interactive"])) as streams:
         return container.shim.ask("container.exec", fields, streams)
 
 
-def _program(container: RunningContainer, conversation: Conversation, number: int) -> Program:
+def _exec_id() -> str:
+    """One process of the command line runs one program; its own number tells it from others'."""
+    return f"cli-{os.getpid()}"
+
+
+def _program(container: RunningContainer, conversation: Conversation) -> Program:
     from sandbox.cli.attend import Program
 
     return Program(
         conversation,
-        lambda signal: container.signal_exec(number, False, signal),
-        lambda: container.signal_exec(number, True, 9),
+        lambda signal: container.signal_exec(_exec_id(), False, signal),
+        lambda: container.signal_exec(_exec_id(), True, 9),
     )

@@ -132,6 +132,7 @@ class OwnShim(Shim):
         directory, lock = RuntimeDirectory.create()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         super().__init__(ours, directory)
+        self._pid = os.getpid()
         self._errors = os.memfd_create("sandbox-shim-stderr", os.MFD_CLOEXEC)
         self.idmap = host_map()
         try:
@@ -142,7 +143,6 @@ class OwnShim(Shim):
         finally:
             theirs.close()
             os.close(lock)
-        self._pid = os.getpid()
         self.call("ping")
 
     def _start_monitor(self, control: socket.socket, lock: int, idmap: IdMap) -> subprocess.Popen[bytes]:
@@ -197,8 +197,18 @@ class OwnShim(Shim):
             self._monitor.kill()
             self._monitor.wait()
             clean_up(self.directory)
-        with contextlib.suppress(OSError):
-            os.close(self._errors)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._control.close()
+        errors, self._errors = self._errors, -1
+        if errors >= 0:
+            os.close(errors)
+
+    def __del__(self) -> None:
+        """One that died was replaced, and goes with the last of its pods that somebody still holds."""
+        if getattr(self, "_errors", -1) >= 0 and self._pid == os.getpid():
+            self._forget()
 
 
 _lock = threading.Lock()

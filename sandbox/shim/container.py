@@ -160,8 +160,9 @@ class Container:
         self.state = "creating"
         self.child: Child | None = None
         self.cgroup: Cgroup | None = None
-        self.execs: dict[int, Exec] = {}
-        self.exec_count = 0
+        self.execs: dict[str, Exec] = {}
+        self._exec_leaves = 0
+        self._idle_leaves: list[Cgroup] = []
         self.restarts = 0
         self.namespaces: dict[str, int] = {}
         self.exit: dict[str, Any] | None = None
@@ -187,6 +188,35 @@ class Container:
             self._v1_tasks = self.cgroup.open_v1_tasks() if self.cgroup is not None else ()
         return self._v1_tasks
 
+    def exec_leaf(self) -> Cgroup | None:
+        """A cgroup ``exec-N`` for one process and what it starts.
+
+        The kernel takes a quarter of a millisecond longer to start a process in a cgroup that never had one, so they are
+        used again.
+        """
+        if self.cgroup is None or self.cgroup.v2 is None:
+            return None
+        if self._idle_leaves:
+            return self._idle_leaves.pop()
+        self._exec_leaves += 1
+        leaf = Cgroup(f"{self.cgroup.v2}/exec-{self._exec_leaves}")
+        leaf.create()
+        return leaf
+
+    def give_back(self, leaf: Cgroup) -> None:
+        """A leaf is free again, unless the program has left something running in it."""
+        if self.cgroup is not None and not leaf.populated():
+            self._idle_leaves.append(leaf)
+
+    def remove_cgroup(self) -> None:
+        """Remove its cgroup with all leaves; nothing is in them any more, as a rule."""
+        if self.cgroup is None:
+            return
+        leaves = [*self._idle_leaves, self.cgroup.child("main").v2_only(), self.cgroup]
+        if not all(leaf.remove_empty() for leaf in leaves):
+            self.cgroup.remove()
+        self.cgroup = None
+
     def close(self) -> None:
         """Close its descriptors."""
         for fd in (*self.namespaces.values(), *(self._v1_tasks or ())):
@@ -210,8 +240,8 @@ class Container:
 class Exec:
     """A process that was started in a running container."""
 
-    def __init__(self, number: int, container: Container, child: Child, mark: bool) -> None:
-        self.number = number
+    def __init__(self, id: str, container: Container, child: Child, mark: bool) -> None:
+        self.id = id
         self.container = container
         self.child = child
         self.mark = mark

@@ -19,7 +19,7 @@ from sandbox.runtime.init import Order
 from .answers import Answers
 from .container import Child, Container
 from .pod import Pod, World
-from .spares import Reserve, remove_cgroup
+from .spares import Reserve
 
 #: A container that keeps failing is restarted after 50 ms, then after twice as long each time, up to this many seconds.
 _LONGEST_BACKOFF = 5.0
@@ -62,16 +62,10 @@ class Launcher:
     def discard(self, container: Container) -> None:
         """Forget a container that is over."""
         container.close()
-        if container.cgroup is not None:
-            remove_cgroup(container.cgroup)
-            container.cgroup = None
+        container.remove_cgroup()
         if container.terminal >= 0 and not container.logging_terminal:
             os.close(container.terminal)
             container.terminal = -1
-
-    def exec_child(self, launch: native.Launch, cgroup: Cgroup | None) -> Child:
-        """A child for a process that was started in a running container."""
-        return Child(self._loop, launch, cgroup)
 
     # -- launch ---------------------------------------------------------------------------------------------------
 

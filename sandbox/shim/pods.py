@@ -9,13 +9,13 @@ import select
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sandbox.linux.cgroup import Cgroup
-from sandbox.runtime import native, plan as plans, process
+from sandbox.runtime import plan as plans
 from sandbox.runtime.failure import Failure
 
 from . import files, forward
 from .answers import Answers
-from .container import Container, Exec
+from .container import Container
+from .execs import Execs
 from .launch import Launcher
 from .pod import Pod, World
 
@@ -33,6 +33,7 @@ class Pods:
         self._filters: dict[str, bytes] = {}
         self._profiles: dict[str, dict[str, Any]] = {}
         self._launcher = Launcher(world)
+        self._execs = Execs(world)
 
     def operations(self) -> dict[str, Operation]:
         """The requests that are understood."""
@@ -298,88 +299,13 @@ class Pods:
         with sock:
             answers.finish({"event": "files"}, [sock.fileno()])
 
-    # -- processes in containers ----------------------------------------------------------------------------------
+    # -- processes in containers: see :mod:`.execs` -----------------------------------------------------------------
 
     def _exec(self, message: Message, fds: list[int], answers: Answers) -> None:
-        """``{"pod", "container", "process", "user", "seccomp", "lease"}`` and three descriptors.
-
-        Answers ``started``, then ``exited``. With ``"lease"`` the process and all it started is killed when the asker
-        closes its end.
-        """
-        container = self._running(message)
-        program = process.parse(
-            message["process"], container.spec.get("linux") or {}, container.plan.program.seccomp, self._world.may_set_groups
-        )  # fmt: skip
-        container.exec_count += 1
-        number = container.exec_count
-        cgroup = self._exec_cgroup(container, number)
-        mark = cgroup is None or cgroup.v2 is None
-        directory = cgroup.open_directory() if cgroup is not None else -1
-        try:
-            launch = native.execute(
-                program, message.get("user"), pidns_fd=container.namespaces["pid"], own_pidns_fd=self._world.own_pidns_fd,
-                init_pidfd=self._init_pidfd(container), namespaces=list(container.plan.namespaces), stdio=fds[:3],
-                placement=native.Placement(directory, container.v1_tasks()), mark=mark,
-            )  # fmt: skip
-        finally:
-            if directory >= 0:
-                os.close(directory)
-        child = self._launcher.exec_child(launch, cgroup)
-        running = Exec(number, container, child, mark)
-        container.execs[number] = running
-        child.follow(
-            lambda: _started(answers, child.pid, number, child.terminal),
-            lambda: self._exec_over(running, answers),
-        )
-        if message.get("lease"):
-            answers.on_gone(running.kill_tree)
-
-    @staticmethod
-    def _init_pidfd(container: Container) -> int:
-        assert container.child is not None
-        return container.child.pidfd
-
-    @staticmethod
-    def _exec_cgroup(container: Container, number: int) -> Cgroup | None:
-        if container.cgroup is None:
-            return None
-        leaf = Cgroup(container.cgroup.v2 and f"{container.cgroup.v2}/exec-{number}")
-        leaf.create()
-        return Cgroup(leaf.v2, container.cgroup.v1)
-
-    def _exec_over(self, running: Exec, answers: Answers) -> None:
-        container, child = running.container, running.child
-        container.execs.pop(running.number, None)
-        leaf = child.cgroup.v2_only() if child.cgroup and child.cgroup.v2 else None
-        if child.failure is not None:
-            answers.finish({"error": child.failure.facts})
-        else:
-            usage = child.usage | (leaf.statistics() if leaf else {})
-            kills = container.cgroup.oom_kills() if container.cgroup else 0
-            answers.finish({"event": "exited", "returncode": child.returncode, "usage": usage, "started": child.started,
-                            "finished": child.finished, "oom_killed": kills > container.oom_seen})  # fmt: skip
-            container.oom_seen = kills
-        if leaf is not None:
-            leaf.remove_empty()  # what the program left running keeps it until the container ends
+        self._execs.start(self._running(message), message, fds, answers)
 
     def _exec_signal(self, message: Message, _fds: list[int], answers: Answers) -> None:
-        """``{"pod", "container", "exec", "signal", "tree"}``: signal an exec'd process, or kill all it started."""
-        running = self._container(message).execs.get(int(message["exec"]))
-        if running is None:
-            answers.finish({"event": "gone"})
-            return
-        if message.get("tree"):
-            running.kill_tree()
-        else:
-            running.child.signal(int(message["signal"]))
-        answers.finish({"event": "signalled"})
-
-
-def _started(answers: Answers, pid: int, number: int, terminal: int) -> None:
-    answers.send({"event": "started", "pid": pid, "exec": number, "fds": ["terminal"] if terminal >= 0 else []},
-                 [terminal] if terminal >= 0 else [])  # fmt: skip
-    if terminal >= 0:
-        os.close(terminal)
+        self._execs.signal(self._container(message), message, answers)
 
 
 def _chunks(chunks: Iterator[Any] | list[Any]) -> list[list[Any]]:
