@@ -88,4 +88,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("sandboxes of failed tests")
         for pod, test in kept.items():
             terminalreporter.line(f"{test}: {pod.id}")
-        terminalreporter.line("They go when this run ends. --sandbox-keep waits only where there is a terminal.")
+        terminalreporter.line("They go now, with this run. At a terminal it would have waited for you.")

@@ -101,11 +101,23 @@ class State:
             if pods and self.settings.keep == "failed" and node.stash.get(_FAILED, False):
                 self._keep(node, pods)
         finally:
-            for pod in reversed(pods):
-                if pod not in self.kept:
-                    pod.close()
-                    self._alive.remove(pod)
+            errors = self._remove([pod for pod in reversed(pods) if pod not in self.kept])
             pods.clear()
+        if errors:
+            self.fail(errors[0])
+
+    def _remove(self, pods: list[RunningPod]) -> list[Exception]:
+        """Remove all of them, whatever happens to one."""
+        from sandbox import SandboxError
+
+        errors: list[Exception] = []
+        for pod in pods:
+            self._alive.remove(pod)
+            try:
+                pod.close()
+            except SandboxError as error:  # the shim died
+                errors.append(error)
+        return errors
 
     def _keep(self, node: pytest.Item | pytest.Session, pods: list[RunningPod]) -> None:
         with self._terminal() as terminal:
@@ -135,9 +147,8 @@ class State:
 
     def close(self) -> None:
         """End of the run."""
-        for pod in reversed(self._alive):
-            pod.close()
-        self._alive.clear()
+        if self._alive:
+            self._remove(self._alive[::-1])
         self.kept.clear()
         if self._sources:
             from sandbox.images import unregister_source
