@@ -6,17 +6,20 @@ import argparse
 import dataclasses
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from sandbox.errors import SandboxError
+
 from . import alone, cases, material, report
 from .measure import FULL, QUICK, Effort, Row
 
 #: The groups of measurements, in the order in which they are made.
-GROUPS = ("peers", "many", "memory", "readiness", "kill", "pytest")
+GROUPS = ("memory", "peers", "many", "readiness", "kill", "pytest")
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -70,29 +73,26 @@ def measure(
     subject.run()
     rows: list[Row] = []
     missing: dict[str, str] = {}
-    # Memory first: what many pods have freed, the kernel would only hand out again.
-    memory = list(alone.memory(subject, effort)) if "memory" in groups else []
-    if "peers" in groups:
-        found, missing = cases.against_peers(subject, work, effort, peers, _tell)
-        rows += [*found, cases.without_cgroups(subject, effort)]
+
+    def against_peers() -> list[Row]:
+        found, absent = cases.against_peers(subject, work, effort, peers, _tell)
+        missing.update(absent)
+        return [*found, cases.without_cgroups(subject, effort)]
+
     steps: dict[str, Callable[[], Iterable[Row]]] = {
+        "memory": lambda: alone.memory(subject, effort),  # first: what many pods free, the kernel hands out again
+        "peers": against_peers,
         "many": lambda: [*alone.sequence(subject, effort), *alone.at_once(subject, effort)],
-        "memory": lambda: memory,
         "readiness": lambda: alone.readiness(effort),
         "kill": lambda: alone.clean_up(subject, effort),
         "pytest": lambda: alone.pytest_overhead(subject, work, effort),
     }
-    for name, step in steps.items():
-        if name in groups:
-            _tell(name)
-            try:
-                found = list(step())
-            except OSError as error:
-                missing[name] = str(error)
-                continue
-            rows += found
-            if not found:
-                missing[name] = "pytest_sandbox is not installed"
+    for name in (name for name in steps if name in groups):
+        _tell(name)
+        try:
+            rows += steps[name]()
+        except (OSError, SandboxError, subprocess.CalledProcessError) as error:
+            missing[name] = str(error)
     return rows, missing
 
 

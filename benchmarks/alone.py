@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import select
 import signal
@@ -13,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import sandbox
@@ -236,8 +236,8 @@ def test_it(nothing, number):
 
 def pytest_overhead(subject: Subject, work: Path, effort: Effort) -> list[Row]:
     """Sessions of sandboxed tests against sessions of empty tests: for each test, and once for the session."""
-    if importlib.util.find_spec("pytest_sandbox") is None:
-        return []
+    if not any(plugin.value == "pytest_sandbox.plugin" for plugin in entry_points(group="pytest11")):
+        raise OSError("the plugin is not installed here")
     few, many = effort.tests // 4, effort.tests
     for count in (few, many):
         for kind, text in (("sandboxed", _SANDBOXED), ("plain", _PLAIN)):

@@ -211,7 +211,8 @@ class Podman(Peer):
     def _podman(self, storage: str, runtime: str) -> list[str]:
         places = ["--root", str(self.work / storage), "--runroot", str(self.work / f"{storage}-run")]
         kinds = ["--storage-driver", storage, "--runtime", runtime, "--cgroup-manager", "cgroupfs"]
-        return ["podman", *places, *kinds, "--events-backend", "none"]
+        private = [f"{name}={self.work}" for name in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR")]
+        return ["env", *private, "podman", *places, *kinds, "--events-backend", "none"]
 
     def start(self) -> float:
         """``run --rm``."""
@@ -234,7 +235,10 @@ class Podman(Peer):
         return self.runner.run([*self.command, "exec", self._id, *TRUE])
 
     def close(self) -> None:
-        """Its storage holds mounts."""
+        """Root's storage is a mount, and an ordinary user's podman leaves a process that holds its namespaces."""
         if hasattr(self, "command"):
-            subprocess.run([*self.command, "system", "reset", "--force"], capture_output=True, check=False, timeout=60)
+            for verb in (["rmi", "--all", "--force"], *([["system", "migrate"]] if os.geteuid() else [])):
+                subprocess.run([*self.command, *verb], capture_output=True, check=False, timeout=60)
+            for storage in ("overlay", "vfs"):
+                subprocess.run(["umount", str(self.work / storage / "overlay")], capture_output=True, check=False)
         super().close()
