@@ -67,7 +67,9 @@ class FileAgent:
 
     def _put(self, source: Path, target: str, *, top: bool) -> None:
         state = source.stat() if top else source.lstat()
-        facts = {"mode": stat.S_IMODE(state.st_mode), "mtime_ns": state.st_mtime_ns, "parents": top, "path": target}
+        facts: dict[str, Any] = {
+            "mode": stat.S_IMODE(state.st_mode), "mtime_ns": state.st_mtime_ns, "parents": top, "path": target
+        }  # fmt: skip
         if stat.S_ISDIR(state.st_mode):
             self.ask("put", type="directory", **facts)
         elif stat.S_ISLNK(state.st_mode):

@@ -9,8 +9,9 @@ libseccomp wrote for it alone.
 
 from __future__ import annotations
 
+import operator
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 #: linux/audit.h, in the order in which a profile's architectures are likely.
@@ -69,7 +70,9 @@ def evaluate(program: Sequence[Instruction], arch: int, nr: int, arguments: Sequ
 
 def run(program: Sequence[Instruction], words: Mapping[int, int]) -> int:
     """Execute ``program`` over a struct seccomp_data of which ``words`` are known."""
-    tests = {_JEQ: int.__eq__, _JGT: int.__gt__, _JGE: int.__ge__, _JSET: lambda a, k: bool(a & k)}
+    tests: dict[int, Callable[[int, int], bool]] = {
+        _JEQ: operator.eq, _JGT: operator.gt, _JGE: operator.ge, _JSET: lambda a, k: bool(a & k)
+    }  # fmt: skip
     position = accumulator = 0
     unknown: int | None = None
     while True:

@@ -266,7 +266,7 @@ class ContainerFace:
         """
         me = self._one()
         patience = me.model.stop_timeout if timeout is None else timeout
-        number = signal_value(stop_signal(me.model, me.image.config if me.image else None))
+        number = signal_value(stop_signal(me.model, me.image.config))
         me.shim.call("container.signal", **me.address, signal=number, stopping=True)
         try:
             return self.wait(patience)
@@ -444,6 +444,6 @@ def _absolute(path: str | os.PathLike[str]) -> str:
 
 
 def _stamp(seconds: float) -> str:
-    import datetime
+    import datetime as dt
 
-    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec='milliseconds')} "
+    return f"{dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec='milliseconds')} "

@@ -96,7 +96,8 @@ class Preparation:
     def _check_limits(self) -> None:
         """A limit that nobody here can keep is refused before anything exists."""
         able = self._giver.controllers()
-        for owner in (self.pod, *self.pod.containers):
+        owners: list[Pod | Container] = [self.pod, *self.pod.containers]
+        for owner in owners:
             for field, controller in (("memory", "memory"), ("swap", "memory"), ("cpus", "cpu"), ("cpu_weight", "cpu"),
                                       ("pids", "pids"), ("io", "io"), ("hugepages", "hugetlb")):  # fmt: skip
                 value = getattr(owner.resources, field)
@@ -117,7 +118,7 @@ class Preparation:
         warnings.warn(f"{field}={value} is not enforced: {error.detail}", stacklevel=5)
 
     def container(self, container: Container) -> Prepared:
-        """Resolve the image and translate. Raises :class:`ImageError`, :class:`UserNotFound`, …"""
+        """Resolve the image and translate. Raises :class:`ImageError`, :class:`UserNotFound` and others."""
         image = resolve(container.image, store=self.options.store)
         container = read_files(container)
         for mount in container.mounts:

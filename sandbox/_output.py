@@ -109,9 +109,9 @@ class Stats:
     def from_message(cls, message: Mapping[str, Any]) -> Stats:
         """From the shim's numbers."""
         s = message["stats"]
-        seconds = {name: s.get(name, 0) / 1e6 for name in ("cpu_usec", "cpu_user_usec", "cpu_system_usec")}
+        used, user, system = (s.get(name, 0) / 1e6 for name in ("cpu_usec", "cpu_user_usec", "cpu_system_usec"))
         return cls(
-            CpuStats(*seconds.values(), s.get("cpu_throttled", 0), s.get("cpu_throttled_usec", 0) / 1e6),
+            CpuStats(used, user, system, s.get("cpu_throttled", 0), s.get("cpu_throttled_usec", 0) / 1e6),
             MemoryStats(s.get("memory_current"), s.get("memory_peak"), s.get("memory_limit"), s.get("swap_current"),
                         message["oom_kills"]),
             PidsStats(s.get("pids_current"), s.get("pids_peak"), s.get("pids_limit")),

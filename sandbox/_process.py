@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import IO, Any, Generic, TypeVar, cast
+from typing import IO, Any, Generic, Self, TypeVar
 
 import attrs
 
@@ -178,7 +178,7 @@ class Process:
             os.close(self.terminal)
             self.terminal = None
 
-    def __enter__(self) -> Process:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -255,7 +255,7 @@ class Streams:
                 options: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"} if self._text else {}
                 if number == 0:
                     options["buffering"] = 1 if self._text else 0
-                self._files[number] = cast("IO[Any]", os.fdopen(fd, mode, **options))
+                self._files[number] = os.fdopen(fd, mode, **options)
         return self._files
 
     def text(self, data: bytes) -> AnyText:
@@ -269,15 +269,11 @@ class Streams:
         """
         poller = select.poll()
         pending = memoryview(data)
-        open_fds: dict[int, int] = {}
-        for number in (1, 2):
-            if self._ours[number] >= 0:
-                os.set_blocking(self._ours[number], False)
-                open_fds[self._ours[number]] = number
-                poller.register(self._ours[number], select.POLLIN)
-        if self._ours[0] >= 0:
-            os.set_blocking(self._ours[0], False)
-            poller.register(self._ours[0], select.POLLOUT)
+        open_fds = {fd: number for number, fd in enumerate(self._ours) if fd >= 0}
+        for fd, number in open_fds.items():
+            os.set_blocking(fd, False)
+            poller.register(fd, select.POLLIN if number else select.POLLOUT)
+        open_fds.pop(self._ours[0], None)
         poller.register(done_fd, select.POLLIN)
         done = False
         while not done:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from socket import AF_INET, AF_INET6, SOCK_STREAM, socket as Socket  # noqa: N812 - `socket` is a method here
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from sandbox._container import ContainerFace, RunningContainer, split_command
 from sandbox._launch import Options, Preparation, Prepared, start_error
@@ -55,7 +54,7 @@ class RunningPod(ContainerFace):
     def __len__(self) -> int:
         return len(self.containers)
 
-    def __enter__(self) -> RunningPod:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -78,15 +77,15 @@ class RunningPod(ContainerFace):
 
     # -- network --------------------------------------------------------------------------------------------------
 
-    def socket(self, family: int = socket.AF_INET, type: int = socket.SOCK_STREAM, proto: int = 0) -> socket.socket:
+    def socket(self, family: int = AF_INET, type: int = SOCK_STREAM, proto: int = 0) -> Socket:
         """A socket in the pod's network: connect it, or bind it and let the pod connect to it."""
-        return socket.socket(fileno=self.shim.fetch(
+        return Socket(fileno=self.shim.fetch(
             "pod.socket", pod=self.id, family=int(family), type=int(type), protocol=int(proto)
         ))  # fmt: skip
 
-    def connect(self, port: int, host: str = "127.0.0.1", *, timeout: float | None = 10.0) -> socket.socket:
+    def connect(self, port: int, host: str = "127.0.0.1", *, timeout: float | None = 10.0) -> Socket:
         """A TCP connection to a port of the pod, without any port of the host. Raises :class:`ConnectionError`."""
-        sock = self.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        sock = self.socket(AF_INET6 if ":" in host else AF_INET)
         try:
             sock.settimeout(timeout)
             sock.connect((host, port))
@@ -222,5 +221,3 @@ def run(
 def _no_signals(_tree: bool, _signal: int) -> None:
     """A pod that is removed as a whole needs no signals to its processes."""
 
-
-_ = (Mapping, time)

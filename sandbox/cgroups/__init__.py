@@ -25,7 +25,7 @@ class Giver(Protocol):
         ...
 
     def controllers(self) -> frozenset[str]:
-        """The limits it can enforce: ``memory``, ``pids``, ``cpu``, ``io`` …"""
+        """The limits it can enforce, by controller: ``memory``, ``pids``, ``cpu``, ``io``."""
         ...
 
     def grant(self, shim_id: str, pod_id: str) -> Grant | None:

@@ -13,7 +13,7 @@ class KernelError(OSError):
     keeps working.
     """
 
-    def __init__(self, errno: int, operation: str, object: str = "") -> None:  # noqa: A002 - the field's own name
+    def __init__(self, errno: int, operation: str, object: str = "") -> None:
         super().__init__(errno, os.strerror(errno))
         self.operation = operation
         self.object = object

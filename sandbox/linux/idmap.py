@@ -27,7 +27,7 @@ class IdRange(NamedTuple):
 
     inside: int
     outside: int
-    count: int
+    count: int  # type: ignore[assignment]  # uid_map's own word, though tuples have a method of that name
 
 
 class IdMap(NamedTuple):

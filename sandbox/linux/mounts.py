@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from . import constants as c
-from . import syscalls
+from . import constants as c, syscalls
 
 #: option → (flag, True if the option clears it).
 _FLAGS: dict[str, tuple[int, bool]] = {

@@ -53,7 +53,7 @@ def _execute(hook: Mapping[str, Any], stdin: int) -> None:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         syscalls.close_range(3)
         os.execve(hook["path"], list(hook.get("args") or [hook["path"]]), parse_env(hook.get("env") or ()))
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - it is told to who waits, and the process ends
         os._exit(127 if getattr(error, "errno", None) == errno.ENOENT else 126)
 
 

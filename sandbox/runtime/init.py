@@ -69,6 +69,7 @@ class Progress:
 
 
 def report(channel: socket.socket, error: BaseException, progress: Progress) -> NoReturn:
+    """Tell what went wrong, and end."""
     try:
         channel.send(json.dumps({"error": describe(error, progress.doing)}).encode())
     finally:
@@ -89,7 +90,7 @@ def main(order: Order, channel: socket.socket) -> NoReturn:
         syscalls.mount(None, "/", None, c.MS_PRIVATE | c.MS_REC)
         roots.mount_scratch(order.scratch, order.rootfs.size)
         finish(order, channel, progress)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - it is told to who waits, and the process ends
         report(channel, error, progress)
 
 
@@ -143,7 +144,7 @@ def intermediate(
             main(order, channel)
         answer.send(str(pid).encode())
         os._exit(0)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - it is told to who waits, and the process ends
         report(answer, error, progress)
 
 
@@ -165,7 +166,7 @@ def enter(entry: Entry, channel: socket.socket) -> NoReturn:
             _give_terminal(program, channel, console=False)
         progress.doing = "start the program"
         process.become(program, _HIGHEST_CAPABILITY)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - it is told to who waits, and the process ends
         report(channel, error, progress)
 
 
@@ -186,6 +187,7 @@ def _with_user(entry: Entry) -> process.Program:
 
 
 def begin(stdio: tuple[int, ...], v1_tasks: tuple[int, ...]) -> None:
+    """What comes first in every child: no imports any more, the standard streams, the version 1 cgroups."""
     sys.meta_path.clear()
     for number, fd in enumerate(stdio):
         os.dup2(fd, number)
@@ -215,7 +217,7 @@ def _offset_clocks(plan: Plan) -> None:
     syscalls.unshare(c.CLONE_NEWTIME)
     with open("/proc/self/timens_offsets", "w") as file:
         for clock, offset in plan.time_offsets.items():
-            file.write(f"{clock} {offset.get('secs', 0)} {offset.get('nanosecs', 0)}\n")
+            file.write(f"{clock} {offset.get('secs', 0)} {offset.get('nanosecs', 0)}\n")  # noqa: FURB122 - one by one
 
 
 def _make_root(order: Order, channel: socket.socket, progress: Progress, staged: Collection[Step]) -> None:
@@ -247,6 +249,7 @@ def _make_root(order: Order, channel: socket.socket, progress: Progress, staged:
 
 
 def make_read_only(root_fd: int, target: str) -> None:
+    """Make the mount at ``target`` of the new root read-only."""
     fd = beneath.locate(root_fd, target)
     syscalls.mount_setattr(fd, "", c.AT_EMPTY_PATH, attr_set=c.MOUNT_ATTR_RDONLY)
     os.close(fd)

@@ -32,7 +32,7 @@ def settings(resources: Mapping[str, Any], v1: Collection[str], v2: Collection[s
             result += translate(resources[member], _Host(v1, v2))
     for name in resources:
         # Device rules are moot in a user namespace: nodes cannot be made there, only those bound in are reachable.
-        if resources[name] and name not in _TRANSLATORS and name not in ("devices",):
+        if resources[name] and name not in _TRANSLATORS and name != "devices":
             raise unsupported(f"linux.resources.{name}", "the native engine does not have it")
     return result
 

@@ -123,7 +123,8 @@ def open_namespaces(pid: int, kinds: Iterable[str]) -> dict[str, int]:
 def _clone(order: init.Order, channel: socket.socket, pod: Mapping[str, int] | None, cgroup_fd: int) -> tuple[int, int]:
     wanted = {kind: path for kind, path in order.plan.namespaces.items() if kind not in ("cgroup", "time")}
     if pod is not None:
-        return _clone_into(order, channel, {kind: pod[kind] for kind in POD_NAMESPACES if kind in pod and kind in wanted}, cgroup_fd)
+        join = {kind: pod[kind] for kind in POD_NAMESPACES if kind in pod and kind in wanted}
+        return _clone_into(order, channel, join, cgroup_fd)
     by_path = {kind: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for kind, path in wanted.items() if path}
     try:
         if by_path or "time" in order.plan.namespaces:

@@ -60,7 +60,7 @@ def build(spec: Mapping[str, Any], seccomp: bytes = b"", *, init: bool = False, 
         raise invalid("$.hostname", "a host name needs a uts namespace")
     program = processes.parse(spec.get("process") or {}, linux, seccomp, may_set_groups)
     return Plan(
-        namespaces, tuple(_steps(spec, linux, program.terminal)), program, hostname, domainname,
+        namespaces, tuple(_steps(spec, linux)), program, hostname, domainname,
         bool((spec.get("root") or {}).get("readonly")), _propagation(linux.get("rootfsPropagation")),
         _hooks(spec.get("hooks") or {}), linux.get("timeOffsets") or {}, dict(spec.get("annotations") or {}), init,
     )  # fmt: skip
@@ -111,7 +111,7 @@ def _hooks(hooks: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {name: list(rows) for name, rows in hooks.items() if rows}
 
 
-def _steps(spec: Mapping[str, Any], linux: Mapping[str, Any], terminal: bool) -> Iterator[Step]:
+def _steps(spec: Mapping[str, Any], linux: Mapping[str, Any]) -> Iterator[Step]:
     own_dev = False
     for position, mount in enumerate(spec.get("mounts") or ()):
         step = _mount(mount, f"$.mounts[{position}]")

@@ -131,7 +131,7 @@ def _wait(steps: tuple[Step, ...], scratch: str, v1_tasks: tuple[int, ...], chan
         if order.rootfs.size:
             syscalls.mount(None, scratch, None, c.MS_REMOUNT | c.MS_NODEV, f"size={order.rootfs.size}")
         init.finish(order, channel, progress, frozenset(steps))
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - it is told to who waits, and the process ends
         init.report(channel, error, progress)
 
 

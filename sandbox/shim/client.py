@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from sandbox.errors import SandboxError, ShimDied, ShimError
 from sandbox.linux.idmap import IdMap, host_map
@@ -59,7 +59,7 @@ class Conversation:
         """No more answers are wanted; the shim notices."""
         self._socket.close()
 
-    def __enter__(self) -> Conversation:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

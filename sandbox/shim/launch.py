@@ -174,7 +174,7 @@ class Launcher:
         for drain in container.drains:
             drain()
         container.drains = []
-        if child.failure is not None or container.state == "creating" and not container.restarts:
+        if child.failure is not None or (container.state == "creating" and not container.restarts):
             self._failed(pod, container, starter, child.failure or _vanished(child))
             return
         self._collect(container, child)
@@ -270,7 +270,7 @@ class Launcher:
 def _hooks_process(rows: list[dict[str, Any]], kind: str, state: dict[str, Any], answer: socket.socket) -> None:
     try:
         hooks.run(rows, kind, state)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - it is told to who waits, and the process ends
         answer.send(json.dumps({"error": describe(error, f"run the {kind} hooks")}).encode())
     finally:
         os._exit(0)

@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
             write_map(pid, idmap)
         os.write(go, b"x")
     except OSError as error:
-        print(f"map the ids of the sandbox: {error}", file=sys.stderr)
+        sys.stderr.write(f"map the ids of the sandbox: {error}\n")
         syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
     os.close(go)
     status = _wait(pid, pidfd, client_pidfd)

@@ -23,7 +23,6 @@ from .container import Container
 from .loop import Loop
 from .spares import Reserve, Spares
 
-
 #: Version 1 controllers that every container gets, for what they count.
 _COUNTERS = frozenset({"memory", "pids"})
 #: Members of ``linux.resources`` → version 1 controller.

@@ -59,7 +59,7 @@ class Pods:
         """Remove every pod, then call ``done``."""
         self._world.spares.close()
         for pod in list(self._pods.values()):
-            self._take_down(pod, lambda: self._pods or done())
+            self._take_down(pod, lambda: None if self._pods else done())
         if not self._pods:
             done()
 
@@ -122,7 +122,8 @@ class Pods:
     def _list(self, _message: Message, _fds: list[int], answers: Answers) -> None:
         """``{}`` → every pod with its containers and their states."""
         answers.finish({"pods": [
-            {"id": pod.id, "created": pod.created, "meta": pod.meta, "containers": [_summary(x) for x in pod.containers.values()]}
+            {"id": pod.id, "created": pod.created, "meta": pod.meta,
+             "containers": [_summary(container) for container in pod.containers.values()]}
             for pod in self._pods.values()
         ]})  # fmt: skip
 
@@ -215,7 +216,12 @@ class Pods:
             answers.finish(container.exit or {})
 
         self._launcher.when_over(container, over)
-        answers.on_gone(lambda: (self._launcher.not_when_over(container, over), answers.close())[1])
+
+        def gone() -> None:
+            self._launcher.not_when_over(container, over)
+            answers.close()
+
+        answers.on_gone(gone)
 
     def _signal(self, message: Message, _fds: list[int], answers: Answers) -> None:
         """``{"pod", "container", "signal", "stopping"}``: signal the container's init."""

@@ -43,7 +43,7 @@ def main(directory: RuntimeDirectory, control_fd: int, wait_fd: int, idmap: IdMa
             if not privileged:
                 become_root()
             status = _serve(directory, control_fd, idmap, privileged=privileged)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - it is told to the client, and the process ends
         sys.excepthook(*sys.exc_info())
         _tell_start_failure(control_fd, sys.exc_info()[1])
     finally:
@@ -147,7 +147,7 @@ class Server:
         try:
             message, fds = protocol.receive(connection)
         except OSError as error:
-            print(f"shim: {error}", file=sys.stderr)
+            sys.stderr.write(f"shim: {error}\n")
             return
         if message is None:
             self._disconnected(connection)
@@ -157,7 +157,7 @@ class Server:
             self._operations[message["op"]](message, fds, answers)
         except _EXPECTED as error:
             answers.finish({"error": describe(error, str(message["op"]))})
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a bug in one request must not take all pods along
             sys.excepthook(*sys.exc_info())
             answers.finish({"error": {"type": "ShimError", "operation": str(message.get("op")),
                                       "detail": f"internal error: {type(error).__name__}: {error}"}})  # fmt: skip
