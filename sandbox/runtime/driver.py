@@ -178,6 +178,10 @@ class _Driver:
 
     def run(self) -> None:
         """``create``, hand over the init, ``start``, wait until the program is executed."""
+        with _owners_kept(self._order.stdio):
+            self._run()
+
+    def _run(self) -> None:
         tool = self._job.tool
         self._progress.doing = f"{tool.name} create"
         with self._console() as console:
@@ -281,6 +285,19 @@ class _Driver:
         if self._init_fd >= 0:
             with contextlib.suppress(OSError):
                 syscalls.pidfd_send_signal(self._init_fd, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _owners_kept(stdio: Iterable[int]) -> Iterator[None]:
+    """Engines give the standard streams to the container's user, for /dev/stdout; files stay the caller's."""
+    files = {fd: state for fd in stdio if not stat.S_ISFIFO((state := os.fstat(fd)).st_mode)}
+    try:
+        yield
+    finally:
+        for fd, before in files.items():
+            now = os.fstat(fd)
+            if (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid):
+                os.fchown(fd, before.st_uid, before.st_gid)
 
 
 def _execute(argv: list[str], stdio: tuple[int, ...]) -> NoReturn:

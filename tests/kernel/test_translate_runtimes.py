@@ -99,11 +99,14 @@ def observe(runtime: Callable[[Path], list[str]], bundle: Path, container: Conta
     host = oci.Host(pod_id="p1", cgroup_parent=f"/{bundle.name}", kernel=(5, 0), machine=os.uname().machine)
     spec = oci.to_spec(container, pod, None, host, users=USERS)
     (bundle / "config.json").write_text(oci.dumps(spec), "utf-8")
-    done = subprocess.run(
-        runtime(bundle), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60, check=False
-    )
+    done = _run(runtime(bundle))
     assert done.returncode == 0, done.stderr
     return dict(line.split("=", 1) for line in done.stdout.splitlines())
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """With pipes only: crun and runc give their standard streams to the container's user, and /dev/null is the host's."""
+    return subprocess.run(command, capture_output=True, text=True, input="", timeout=60, check=False)
 
 
 def mask(names: tuple[str, ...]) -> str:
@@ -228,7 +231,7 @@ def test_bind_mounts_keep_the_owner_of_the_host(runtime: Callable[[Path], list[s
     pod = Pod(container)
     host = oci.Host(pod_id="p1", cgroup_parent=f"/{bundle.name}", kernel=(6, 1), machine=os.uname().machine)
     (bundle / "config.json").write_text(oci.dumps(oci.to_spec(container, pod, None, host)), "utf-8")
-    done = subprocess.run(runtime(bundle), capture_output=True, text=True, timeout=60, check=False)
+    done = _run(runtime(bundle))
     if "mount_setattr" in done.stderr:
         pytest.fail(f"crun: {done.stderr}")
     assert (done.returncode, done.stdout) == (0, "ok=0\n"), done.stderr
