@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 
 import pytest
+
+import sandbox
 
 Run = Callable[..., pytest.RunResult]
 
@@ -12,8 +16,16 @@ Run = Callable[..., pytest.RunResult]
 QUIET = ("-p", "no:hypothesispytest", "-p", "no:cacheprovider", "-p", "no:timeout", "-W", "error")
 
 
+@pytest.fixture(scope="session")
+def whole_library() -> None:
+    """All of it: pytester forgets what was first imported in a run, and half a library would be imported twice."""
+    for module in pkgutil.walk_packages(sandbox.__path__, "sandbox."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+
 @pytest.fixture
-def run(pytester: pytest.Pytester) -> Run:
+def run(pytester: pytest.Pytester, whole_library: None) -> Run:
     """Run pytest in this process: its pods are those of our own shim. Warnings are errors."""
 
     def run(source: str, *arguments: str, conftest: str = "", ini: str = "") -> pytest.RunResult:

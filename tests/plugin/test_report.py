@@ -130,9 +130,7 @@ def test_it(sandbox):
     assert False
 """)
     (line,) = [line for line in section(result, "sandbox main") if "stdout: " in line]
-    assert line.partition("stdout: ")[2] == r"red \x1b]0;title\x07 \x1b[2J ä \xff a      b".replace("a      b", "a" + line.partition(r"\xff a")[2])
-    assert "\x1b" not in line
-    assert line.endswith("b")
+    assert " ".join(line.partition("stdout: ")[2].split()) == r"red \x1b]0;title\x07 \x1b[2J ä \xff a b"
 
 
 def test_a_shared_pod_tells_what_it_wrote_since_the_test_began(run: Any) -> None:
@@ -216,7 +214,8 @@ def test_it(sandbox):
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(None, None), (0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (64 << 20, "64 MiB"), (5 << 40, "5120 GiB")]
+    ("size", "text"),
+    [(None, None), (0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (64 << 20, "64 MiB"), (5 << 40, "5120 GiB")],
 )
 def test_sizes_are_for_people(size: int | None, text: str | None) -> None:
     assert report._size(size) == text
