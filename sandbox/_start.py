@@ -30,6 +30,8 @@ def start_all(pod: RunningPod, prepared: Sequence[Prepared]) -> None:
     with ThreadPoolExecutor(len(prepared), thread_name_prefix="sandbox-start") as pool:
         futures = [pool.submit(_in_turn, pod, item, ready, failed) for item in prepared]
         _first_error(futures, pod, ready, failed)
+    # They were entered as they came up; from now on they are in the order in which they were declared.
+    pod.containers = {name: pod.containers[name] for name in pod.model.names}
 
 
 def _first_error(

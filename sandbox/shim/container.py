@@ -22,6 +22,7 @@ from sandbox.runtime.rootfs import Rootfs
 
 from .logs import DEFAULT_LIMIT, LogStore
 from .loop import Loop
+from .spawners import SpawnedChild, Spawner
 
 #: A fork bomb needs several rounds: what is born while the process list is read is found in the next.
 _KILL_ROUNDS = 1000
@@ -161,6 +162,7 @@ class Container:
         self.child: Child | None = None
         self.cgroup: Cgroup | None = None
         self.execs: dict[str, Exec] = {}
+        self.spawner: Spawner | None = None
         self._exec_leaves = 0
         self._idle_leaves: list[Cgroup] = []
         self.restarts = 0
@@ -208,6 +210,18 @@ class Container:
         if self.cgroup is not None and not leaf.populated():
             self._idle_leaves.append(leaf)
 
+    def forget_spawner(self, spawner: Spawner) -> None:
+        """It is gone; its cgroup may serve again."""
+        if self.spawner is spawner:
+            self.spawner = None
+            self.give_back(spawner.leaf)
+
+    def end_spawner(self) -> None:
+        """The container has ended: a spawner is outside of its process namespace and does not end with it."""
+        if self.spawner is not None:
+            self.spawner.retire()
+            self.forget_spawner(self.spawner)
+
     def remove_cgroup(self) -> None:
         """Remove its cgroup with all leaves; nothing is in them any more, as a rule."""
         if self.cgroup is None:
@@ -240,15 +254,18 @@ class Container:
 class Exec:
     """A process that was started in a running container."""
 
-    def __init__(self, id: str, container: Container, child: Child, mark: bool) -> None:
+    def __init__(self, id: str, container: Container, child: Child | SpawnedChild, mark: bool) -> None:
         self.id = id
         self.container = container
         self.child = child
         self.mark = mark
+        #: Its cgroup was killed: the kernel then also kills whatever clone3(2) starts in there from outside.
+        self.killed = False
 
     def kill_tree(self) -> None:
         """SIGKILL the process and everything it started, also what has detached itself."""
         if self.child.cgroup is not None and self.child.cgroup.kill():
+            self.killed = True
             return
         if self.mark:
             kill_marked(f"/proc/{self.child.pid}/ns/cgroup")

@@ -6,13 +6,17 @@ import os
 from typing import Any
 
 from sandbox.linux.cgroup import Cgroup
-from sandbox.runtime import native, process
+from sandbox.runtime import native, process, spawner
 
 from .answers import Answers
 from .container import Child, Container, Exec
 from .pod import World
+from .spawners import SpawnedChild, Spawner
 
 Message = dict[str, Any]
+#: A spawner counts as a process and takes some memory in the container's cgroup; tighter containers do without.
+_LEAST_PIDS = 64
+_LEAST_MEMORY = 64 << 20
 
 
 class Execs:
@@ -28,23 +32,38 @@ class Execs:
         the asker closes its end.
         """
         program = process.parse(
-            message["process"], container.spec.get("linux") or {}, container.plan.program.seccomp,
-            self._world.may_set_groups,
+            message["process"], container.spec.get("linux") or {}, container.plan.program.seccomp, self._world.surroundings
         )  # fmt: skip
+        ordinary = message.get("user") is None and not program.terminal
+        running = self._start_quickly(container, program, message, fds, answers) if ordinary else None
+        if running is None:
+            running = self._start_slowly(container, program, message, fds, answers)
+            if ordinary:
+                self._world.loop.later(0, lambda: self._make_spawner(container, program))
+        container.execs[running.id] = running
+        if message.get("lease"):
+            answers.on_gone(running.kill_tree)
+
+    # -- by a copy of the shim ------------------------------------------------------------------------------------
+
+    def _start_slowly(
+        self, container: Container, program: process.Program, message: Message, fds: list[int], answers: Answers
+    ) -> Exec:  # fmt: skip
         leaf = container.exec_leaf()
-        mark = leaf is None or leaf.v2 is None
+        mark = leaf is None
         used_before = leaf.statistics() if leaf else {}
         launch = self._launch(container, program, message.get("user"), leaf, fds, mark=mark)
         child = Child(self._world.loop, launch, leaf)
         running = Exec(str(message["exec"]), container, child, mark)
-        container.execs[running.id] = running
         quiet = bool(message.get("quiet"))
-        child.follow(
-            lambda: None if quiet else _started(answers, child),
-            lambda: self._over(running, used_before, answers),
-        )
-        if message.get("lease"):
-            answers.on_gone(running.kill_tree)
+
+        def over() -> None:
+            _tell(running, used_before, answers)
+            if leaf is not None:
+                container.give_back(leaf)
+
+        child.follow(lambda: None if quiet else _started(answers, child), over)
+        return running
 
     def _launch(
         self, container: Container, program: process.Program, user: str | None, leaf: Cgroup | None, fds: list[int],
@@ -62,21 +81,56 @@ class Execs:
             if directory >= 0:
                 os.close(directory)
 
-    @staticmethod
-    def _over(running: Exec, used_before: dict[str, int], answers: Answers) -> None:
-        container, child = running.container, running.child
-        container.execs.pop(running.id, None)
-        if child.failure is not None:
-            answers.finish({"error": child.failure.facts})
-        else:
-            used = child.cgroup.statistics() if child.cgroup else {}
-            usage = child.usage | {name: value - used_before.get(name, 0) for name, value in used.items()}
-            kills = container.cgroup.oom_kills() if container.cgroup else 0
-            answers.finish({"event": "exited", "returncode": child.returncode, "usage": usage, "started": child.started,
-                            "finished": child.finished, "oom_killed": kills > container.oom_seen})  # fmt: skip
-            container.oom_seen = kills
-        if child.cgroup is not None:
-            container.give_back(child.cgroup)
+    # -- by a spawner ---------------------------------------------------------------------------------------------
+
+    def _make_spawner(self, container: Container, program: process.Program) -> None:
+        """Programs of this kind will be wanted again: have something ready for them."""
+        if container.spawner is not None or container.state != "running" or not _roomy(container):
+            return
+        leaf = container.exec_leaf()
+        if leaf is None or container.child is None:
+            return  # without a cgroup there would be no telling one program's processes from the next one's
+        directory = leaf.open_directory()
+        try:
+            launch = spawner.start(
+                program, pidns_fd=container.namespaces["pid"], init_pidfd=container.child.pidfd,
+                namespaces=list(container.plan.namespaces),
+                placement=native.Placement(directory, container.v1_tasks()),
+            )  # fmt: skip
+        except OSError:
+            container.give_back(leaf)  # the next exec will say what is the matter, if it still is
+            return
+        finally:
+            os.close(directory)
+        made = container.spawner = Spawner(self._world.loop, launch, leaf, spawner.identity(program))
+        made.on_death = lambda: container.forget_spawner(made)
+        made.let_go_when_idle()
+
+    def _start_quickly(
+        self, container: Container, program: process.Program, message: Message, fds: list[int], answers: Answers
+    ) -> Exec | None:  # fmt: skip
+        made = container.spawner
+        if made is None or not made.can_take(program):
+            return None
+        used_before = made.leaf.statistics()
+
+        def over(child: SpawnedChild) -> None:
+            _tell(running, used_before, answers)
+            if made.alive and not made.alone():
+                made.retire()
+                container.forget_spawner(made)
+
+        quiet = bool(message.get("quiet"))
+        child = made.take(
+            program, fds[:3], announce=not quiet, on_running=lambda child: _started(answers, child), on_exit=over
+        )  # fmt: skip
+        if child is None:
+            container.forget_spawner(made)
+            return None
+        running = Exec(str(message["exec"]), container, child, mark=False)
+        return running
+
+    # -- signals --------------------------------------------------------------------------------------------------
 
     @staticmethod
     def signal(container: Container, message: Message, answers: Answers) -> None:
@@ -92,7 +146,28 @@ class Execs:
         answers.finish({"event": "signalled"})
 
 
-def _started(answers: Answers, child: Child) -> None:
+def _tell(running: Exec, used_before: dict[str, int], answers: Answers) -> None:
+    """The last answer: how it ended, and what it used."""
+    container, child = running.container, running.child
+    container.execs.pop(running.id, None)
+    if child.failure is not None:
+        answers.finish({"error": child.failure.facts})
+        return
+    used = child.cgroup.statistics() if child.cgroup else {}
+    usage = child.usage | {name: value - used_before.get(name, 0) for name, value in used.items()}
+    kills = container.cgroup.oom_kills() if container.cgroup else 0
+    answers.finish({"event": "exited", "returncode": child.returncode, "usage": usage, "started": child.started,
+                    "finished": child.finished, "oom_killed": kills > container.oom_seen})  # fmt: skip
+    container.oom_seen = kills
+
+
+def _roomy(container: Container) -> bool:
+    pids = (container.resources.get("pids") or {}).get("limit") or _LEAST_PIDS
+    memory = (container.resources.get("memory") or {}).get("limit") or _LEAST_MEMORY
+    return (pids >= _LEAST_PIDS or pids < 0) and (memory >= _LEAST_MEMORY or memory < 0)
+
+
+def _started(answers: Answers, child: Child | SpawnedChild) -> None:
     fds = [child.terminal] if child.terminal >= 0 else []
     answers.send({"event": "started", "pid": child.pid, "fds": ["terminal"] if fds else []}, fds)
     for fd in fds:

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sandbox.linux import constants as c, syscalls
@@ -18,6 +18,7 @@ from sandbox.linux.idmap import IdMap
 from sandbox.runtime import hostimage, limits, rootfs as roots
 from sandbox.runtime.failure import Failure
 from sandbox.runtime.native import POD_NAMESPACES
+from sandbox.runtime.process import Surroundings
 
 from .container import Container
 from .loop import Loop
@@ -39,13 +40,13 @@ class World:
         self.loop = loop
         self.space = space
         self.idmap = idmap
-        self.soft_files = soft_files
         self.privileged = privileged
         self.userns_fd = userns_fd
         self.own_pidns_fd = own_pidns_fd
         self.own_netns_fd = own_netns_fd
         with open("/proc/self/setgroups") as file:
-            self.may_set_groups = file.read().strip() == "allow"
+            may_set_groups = file.read().strip() == "allow"
+        self.surroundings = Surroundings(may_set_groups, soft_files)
         self.spares = Spares(loop, space, idmap)
         self._host_root: roots.Rootfs | None = None
 
@@ -86,6 +87,7 @@ class Pod:
         self.best_effort = bool(document.get("best_effort"))
         self.unenforced: list[dict[str, Any]] = []
         self.removing = False
+        self.when_gone: list[Callable[[], None]] = []
         self.helpers: list[tuple[int, int]] = []
         self._world = world
         self._volumes: list[str] = []

@@ -101,6 +101,13 @@ class Pods:
         self._take_down(self._pod(message), lambda: answers.finish({"event": "removed"}))
 
     def _take_down(self, pod: Pod, done: Callable[[], None]) -> None:
+        """Kill everything in ``pod``; ``done`` is called when all of it is gone, whoever else wanted that too."""
+        if pod.id not in self._pods:
+            done()
+            return
+        pod.when_gone.append(done)
+        if pod.removing:
+            return
         pod.removing = True
         for container in pod.containers.values():
             container.stopping = True
@@ -113,7 +120,8 @@ class Pods:
                 for container in pod.containers.values():
                     self._launcher.discard(container)
                 pod.release()
-                done()
+                for callback in pod.when_gone:
+                    callback()
 
         for container in pod.containers.values():
             self._launcher.when_over(container, look)
@@ -170,7 +178,7 @@ class Pods:
                           detail="the pod is being removed" if pod.removing else "it exists already")  # fmt: skip
         program = self._filter(message)
         plan = plans.build(
-            message["spec"], program, init=bool(message.get("init")), may_set_groups=self._world.may_set_groups
+            message["spec"], program, init=bool(message.get("init")), surroundings=self._world.surroundings
         )  # fmt: skip
         container = Container(pod.id, message, plan, self._world.rootfs(message["rootfs"]))
         container.log_terminal = message.get("stdio") != "fds"
