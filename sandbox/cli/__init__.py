@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 __all__ = ["main"]
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     such program, 126 if it cannot be executed, 124 if its time was up. Errors of this command itself: 125 for ``run``
     and ``exec``, 2 for wrong usage of the others, 1 for the rest.
     """
+    _open_standard_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _dispatch(words)
@@ -47,6 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
         if status is None:
             raise
         return status
+
+
+def _open_standard_streams() -> None:
+    """What was closed becomes /dev/null, lest the next file or socket that is opened pass for a standard stream."""
+    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
 
 
 def _dispatch(arguments: list[str]) -> int:

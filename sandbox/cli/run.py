@@ -58,15 +58,15 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(given: Given, image: str, command: list[str]) -> int:
+    timeout = number(given["timeout"], "timeout")
+    patience = number(given["stop-timeout"], "stop-timeout")
+    ports = publications(given)
     _start_shim_early()
     from sandbox.errors import TimeoutExpired
     from sandbox.models import Pod
 
     warnings.showwarning = _warn
     container = model(given, image, command)
-    timeout = number(given["timeout"], "timeout")
-    patience = number(given["stop-timeout"], "stop-timeout")
-    ports = publications(given)
     pod = Pod([container], name=given["name"], labels=labels(given),
               resources={"best_effort": bool(given["best-effort"])})  # fmt: skip
     run = _Run(pod, _options(given))
