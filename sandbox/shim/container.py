@@ -165,6 +165,7 @@ class Container:
         self.spawner: Spawner | None = None
         self._exec_leaves = 0
         self._idle_leaves: list[Cgroup] = []
+        self._spoilt: set[str | None] = set()
         self.restarts = 0
         self.namespaces: dict[str, int] = {}
         self.exit: dict[str, Any] | None = None
@@ -207,8 +208,14 @@ class Container:
 
     def give_back(self, leaf: Cgroup) -> None:
         """A leaf is free again, unless the program has left something running in it."""
-        if self.cgroup is not None and not leaf.populated():
+        if leaf.v2 in self._spoilt:
+            leaf.remove_empty()
+        elif self.cgroup is not None and not leaf.populated():
             self._idle_leaves.append(leaf)
+
+    def spoil(self, leaf: Cgroup) -> None:
+        """A leaf that was killed is not used again: the kernel also kills whatever clone3(2) starts in there later."""
+        self._spoilt.add(leaf.v2)
 
     def forget_spawner(self, spawner: Spawner) -> None:
         """It is gone; its cgroup may serve again."""
@@ -259,13 +266,11 @@ class Exec:
         self.container = container
         self.child = child
         self.mark = mark
-        #: Its cgroup was killed: the kernel then also kills whatever clone3(2) starts in there from outside.
-        self.killed = False
 
     def kill_tree(self) -> None:
         """SIGKILL the process and everything it started, also what has detached itself."""
         if self.child.cgroup is not None and self.child.cgroup.kill():
-            self.killed = True
+            self.container.spoil(self.child.cgroup)
             return
         if self.mark:
             kill_marked(f"/proc/{self.child.pid}/ns/cgroup")
