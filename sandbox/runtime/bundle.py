@@ -22,6 +22,8 @@ from .steps import Bind
 _JOINED = ("network", "ipc", "uts")
 #: Members of ``linux`` that the driver or the shim sees to.
 _DONE = frozenset({"uidMappings", "gidMappings", "cgroupsPath", "resources", "sysctl"})
+#: RLIM_INFINITY is -1 in Python, and the largest number in a document.
+_INFINITY = 1 << 64
 _SHIM_HOOKS = ("poststart", "poststop")
 
 
@@ -40,18 +42,24 @@ def check(plan: Plan, engine: str) -> None:
                               "use the native engine")  # fmt: skip
 
 
-def document(spec: Mapping[str, Any], *, root: str, sources: Mapping[str, str]) -> dict[str, Any]:
+def document(spec: Mapping[str, Any], plan: Plan, *, root: str, sources: Mapping[str, str]) -> dict[str, Any]:
     """The content of config.json.
 
-    ``root`` is the assembled root; ``sources`` has the place of each bound file or directory by its target.
+    ``root`` is the assembled root; ``sources`` has the place of each bound file or directory by its target. Limits come
+    from ``plan``, which knows those of the caller: the engine would inherit the shim's.
     """
     linux = {name: value for name, value in (spec.get("linux") or {}).items() if name not in _DONE}
     linux["namespaces"] = list(_namespaces(linux.get("namespaces") or ()))
     whole = {**spec, "linux": linux, "root": {**(spec.get("root") or {}), "path": root}}
+    whole["process"] = {**spec["process"], "rlimits": [_rlimit(*row[1:]) for row in plan.program.rlimits]}
     whole["mounts"] = [_mount(mount, sources) for mount in spec.get("mounts") or ()]
     if spec.get("hooks"):
         whole["hooks"] = {kind: rows for kind, rows in spec["hooks"].items() if kind not in _SHIM_HOOKS}
     return whole
+
+
+def _rlimit(name: str, soft: int, hard: int) -> dict[str, Any]:
+    return {"type": name, "soft": soft % _INFINITY, "hard": hard % _INFINITY}
 
 
 def _namespaces(entries: Any) -> Iterator[dict[str, str]]:

@@ -162,7 +162,9 @@ class _Driver:
     def _write_bundle(self, places: Mapping[str, str]) -> None:
         os.mkdir(_BUNDLE, 0o700)
         os.chdir(_BUNDLE)
-        document = bundle.document(self._job.spec, root=f"{self._order.scratch}/root", sources=places)
+        document = bundle.document(
+            self._job.spec, self._order.plan, root=f"{self._order.scratch}/root", sources=places
+        )  # fmt: skip
         with open("config.json", "w") as file:
             json.dump(document, file)
 
