@@ -53,7 +53,8 @@ def test_it_looks_around(tell):
 
 @pytest.mark.parametrize(
     "attempt",
-    ["mount -t tmpfs none /mnt", "hostname other", "unshare --mount true", "mknod /tmp/disk b 8 0", "echo b > /proc/sysrq-trigger"],
+    ["mount -t tmpfs none /mnt", "hostname other", "unshare --mount true", "mknod /tmp/disk b 8 0",
+     "echo b > /proc/sysrq-trigger"],
 )
 def test_it_tries_something(attempt, tell):
     """Root in there is nobody out here."""
