@@ -9,6 +9,8 @@ from sandbox._container import RunningContainer
 from sandbox._launch import Prepared
 from sandbox._running import pods_by_shim
 from sandbox.errors import PodStateError
+from sandbox.images import Image
+from sandbox.images.config import empty_config
 from sandbox.models import Container, Pod
 from sandbox.pods import RunningPod
 from sandbox.shim.client import Shim
@@ -68,7 +70,8 @@ def _attached(directory: RuntimeDirectory, document: Mapping[str, Any]) -> Attac
 
 def _container(pod: AttachedPod, model: Container) -> RunningContainer:
     spec = pod.shim.call("container.spec", pod=pod.id, container=model.name)["spec"]
-    image: Any = None  # only whoever started it knows more than its name
+    # Of its image only the name is known; what it says went into the spec, but for its stop signal.
+    image = Image(model.image, "layers", (), empty_config())
     container = RunningContainer(pod, Prepared(model, image, spec, {}))
     container.exit = container.inspect()["exit"]
     return container

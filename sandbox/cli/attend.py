@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _FORWARDED = (
     signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGWINCH,
 )  # fmt: skip
+#: Milliseconds in which a program usually starts.
+_START_PATIENCE = 200
 #: Seconds after a first Ctrl-C until a person is told about the second.
 _HINT_AFTER = 1.0
 
@@ -33,15 +35,22 @@ class Signals:
     def __init__(self) -> None:
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._before: dict[int, Any] = {}
+        self._waiting = bytearray()
 
     def fileno(self) -> int:
         """Readable when a signal has come."""
         return self._read
 
     def arrived(self) -> Iterator[int]:
-        """The numbers of those that have."""
+        """The numbers of those that have, each once."""
+        yield from self.waiting()
+        self._waiting.clear()
+
+    def waiting(self) -> bytes:
+        """The numbers of those that nobody has dealt with yet."""
         with contextlib.suppress(BlockingIOError):
-            yield from os.read(self._read, 4096)
+            self._waiting += os.read(self._read, 4096)
+        return bytes(self._waiting)
 
     def __enter__(self) -> Self:
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
@@ -57,6 +66,21 @@ class Signals:
         signal.set_wakeup_fd(-1)
         os.close(self._read)
         os.close(self._write)
+
+
+def started(conversation: Conversation, signals: Signals) -> tuple[dict[str, Any], list[int]]:
+    """The first answer to a request to start something.
+
+    Signals that come meanwhile are for the program, unless it takes long to start: then they end this process, and with
+    it the shim and everything that was begun.
+    """
+    poller = select.poll()
+    poller.register(conversation, select.POLLIN)
+    while not poller.poll(_START_PATIENCE):
+        for number in signals.waiting():
+            if number != signal.SIGWINCH:
+                raise SystemExit(128 + number)
+    return conversation.answer()
 
 
 class Program:
@@ -81,9 +105,10 @@ class Attendant:
     """
 
     def __init__(
-        self, program: Program, terminal: Terminal | None, *, timeout: float | None, patience: float
+        self, program: Program, signals: Signals, terminal: Terminal | None, *, timeout: float | None, patience: float
     ) -> None:  # fmt: skip
         self._program = program
+        self._signals = signals
         self._terminal = terminal
         self._patience = patience
         self._timed_out = False
@@ -95,25 +120,25 @@ class Attendant:
 
     def wait(self) -> dict[str, Any]:
         """Until it has ended; what the shim says of it."""
-        with Signals() as signals:
-            poller = select.poll()
-            poller.register(signals, select.POLLIN)
-            poller.register(self._program.conversation, select.POLLIN)
-            while not self._round(poller, signals):
-                pass
+        poller = select.poll()
+        poller.register(self._signals, select.POLLIN)
+        poller.register(self._program.conversation, select.POLLIN)
+        for number in self._signals.arrived():  # while it was started
+            self._signal(number)
+        while not self._round(poller):
+            pass
         answer, _ = self._program.conversation.answer()
         if self._timed_out:
             raise TimeoutError
         return answer
 
-    def _round(self, poller: select.poll, signals: Signals) -> bool:
+    def _round(self, poller: select.poll) -> bool:
         """Wait for one thing to happen and deal with it; True when the program has ended."""
         if self._terminal is not None:
             self._terminal.arrange(poller)
         ready = {fd for fd, _ in poller.poll(self._time_left())}
-        if signals.fileno() in ready:
-            for number in signals.arrived():
-                self._signal(number)
+        for number in self._signals.arrived():
+            self._signal(number)
         if self._terminal is not None:
             self._terminal.serve(ready)
         self._do_what_is_due()

@@ -54,7 +54,8 @@ def in_namespaces(action: Callable[[], object], idmap: IdMap | None = None) -> O
     except OSError as error:
         failure = error
     os.close(go)
-    said = os.fdopen(report, "rb").read().decode()
+    with os.fdopen(report, "rb") as stream:
+        said = stream.read().decode()
     os.waitpid(pid, 0)
     os.close(pidfd)
     return failure or (_os_error(said) if said else None)

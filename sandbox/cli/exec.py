@@ -58,17 +58,17 @@ def main(arguments: list[str]) -> int:
 
 
 def _attend(container: RunningContainer, command: list[str], given: Given, timeout: float | None) -> int:
-    from sandbox.cli.attend import Attendant, status_of
+    from sandbox.cli.attend import Attendant, Signals, started, status_of
 
-    with _start(container, command, given) as conversation, contextlib.ExitStack() as stack:
-        _, fds = conversation.answer()
+    with Signals() as signals, _start(container, command, given) as conversation, contextlib.ExitStack() as stack:
+        _, fds = started(conversation, signals)
         terminal = None
         if fds:
             from sandbox.cli.terminal import Terminal
 
             terminal = stack.enter_context(Terminal(fds[0], interactive=bool(given["interactive"])))
         program = _program(container, conversation)
-        document = Attendant(program, terminal, timeout=timeout, patience=_PATIENCE).wait()
+        document = Attendant(program, signals, terminal, timeout=timeout, patience=_PATIENCE).wait()
     return status_of(document["returncode"])
 
 

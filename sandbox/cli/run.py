@@ -129,10 +129,10 @@ class _Run:
         self, ports: list[tuple[str, int, int]], given: Given, timeout: float | None, patience: float
     ) -> dict[str, Any]:  # fmt: skip
         """Start it and stay until it has ended. Raises :class:`TimeoutError`."""
-        from sandbox.cli.attend import Attendant, Program
+        from sandbox.cli.attend import Attendant, Program, Signals, started
 
-        with self._start(given) as conversation, contextlib.ExitStack() as stack:
-            _, fds = conversation.answer()
+        with Signals() as signals, self._start(given) as conversation, contextlib.ExitStack() as stack:
+            _, fds = started(conversation, signals)
             terminal = None
             if fds:
                 from sandbox.cli.terminal import Terminal
@@ -140,7 +140,7 @@ class _Run:
                 terminal = stack.enter_context(Terminal(fds[0], interactive=bool(given["interactive"])))
             self._publish(ports)
             program = Program(conversation, self._signal, self._kill)
-            return Attendant(program, terminal, timeout=timeout, patience=patience).wait()
+            return Attendant(program, signals, terminal, timeout=timeout, patience=patience).wait()
 
     def _start(self, given: Given) -> Conversation:
         if given["tty"]:
