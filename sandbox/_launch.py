@@ -21,6 +21,8 @@ from sandbox.probes import wants_notify
 from sandbox.shim.client import OwnShim
 
 _DEFAULT_PROCESSES = 4096
+#: The volume for /dev/shm; no volume of a model can have a dot in its name.
+_SHM = "dev.shm"
 
 
 @attrs.frozen
@@ -82,9 +84,20 @@ class Preparation:
             "cgroup": grant.to_json() if grant else None,
             "resources": oci.to_dict(resources) if resources else {},
             "best_effort": self.pod.resources.best_effort,
-            "volumes": [{"name": v.name, "size": _size(v.size, self._host)} for v in self.pod.volumes],
+            "volumes": [{"name": v.name, "size": _size(v.size, self._host)} for v in self.pod.volumes] + self._shared_memory,
             "meta": self._meta(),
         }
+
+    @property
+    def _shared_memory(self) -> list[dict[str, Any]]:
+        """POSIX shared memory is files in /dev/shm (shm_overview(7)), so containers share these as they share IPC."""
+        return [{"name": _SHM, "size": 64 << 20, "mode": 0o1777}] if len(self.pod.containers) > 1 else []
+
+    def _share_memory(self, spec: dict[str, Any]) -> None:
+        for mount in spec["mounts"] if self._shared_memory else ():
+            if mount["destination"] == "/dev/shm" and mount["source"] == "shm":
+                options = ["rbind", "rw", "nosuid", "noexec", "nodev", "rprivate"]
+                mount.update(type="bind", source=self._host.volume_path(_SHM), options=options)
 
     def _meta(self) -> dict[str, Any]:
         return {
@@ -126,6 +139,7 @@ class Preparation:
                 os.makedirs(mount.source, exist_ok=True)
         notify = f"sandbox/{self.id}/{container.name}" if container.notify or wants_notify(container.ready) else None
         spec, profile = _document(oci.to_spec(container, self.pod, image.config, self._host, users=_Users(image)))
+        self._share_memory(spec)
         if "pids" not in self._giver.controllers():
             self._default_pids_as_rlimit(container, spec)
         if notify:

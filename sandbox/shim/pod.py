@@ -209,13 +209,14 @@ class Pod:
         return self._world.socket(self.netns_fd, family, kind, protocol)
 
     def _make_volume(self, volume: Mapping[str, Any]) -> None:
-        """A tmpfs that its containers share, like Kubernetes' emptyDir: mode 0777, gone with the pod."""
+        """A tmpfs that its containers share, like Kubernetes' emptyDir: mode 0777 as a rule, gone with the pod."""
         _check_name(volume["name"])
         path = f"{self._world.space}/pods/{self.id}/volumes/{volume['name']}"
         os.makedirs(path, 0o711)
         uid, gid = self._world.idmap.root
         size = f",size={volume['size']}" if volume.get("size") else ""
-        syscalls.mount("volume", path, "tmpfs", c.MS_NOSUID | c.MS_NODEV, f"mode=0777,uid={uid},gid={gid}{size}")
+        options = f"mode={volume.get('mode', 0o777):o},uid={uid},gid={gid}{size}"
+        syscalls.mount("volume", path, "tmpfs", c.MS_NOSUID | c.MS_NODEV, options)
         self._volumes.append(path)
 
     def release(self) -> None:

@@ -41,7 +41,7 @@ def pods_left() -> list[str]:
 
 def sleeps(pod: RunningPod, seconds: int) -> int:
     """How many processes of the pod sleep for so long."""
-    lines = pod.exec(["ps", "-e", "-o", "args"], check=True).stdout.splitlines()
+    lines: list[str] = pod.exec(["ps", "-e", "-o", "args"], check=True).stdout.splitlines()
     return lines.count(f"sleep {seconds}")
 
 
@@ -100,7 +100,7 @@ def test_run_timeout_removes_the_pod(anyhow: Options) -> None:
     with pytest.raises(TimeoutExpired) as expired:
         sandbox.run(["sh", "-c", "echo started; setsid sleep 1234 & sleep 1234"], timeout=0.3, options=anyhow)
     assert time.monotonic() - began < 10
-    assert expired.value.stdout == "started\n"
+    assert str(expired.value.stdout) == "started\n"
     assert pods_left() == before
 
 
@@ -152,7 +152,7 @@ def test_exec_timeout_kills_the_whole_tree(anyhow: Options) -> None:
         tree = "setsid sh -c 'sleep 4321 & sleep 4321' & echo started; sleep 4321"
         with pytest.raises(TimeoutExpired) as expired:
             pod.exec(["sh", "-c", tree], timeout=0.5)
-        assert expired.value.stdout == "started\n"
+        assert str(expired.value.stdout) == "started\n"
         assert sleeps(pod, 4321) == 0
         assert pod.exec("echo alive").stdout == "alive\n"
 
