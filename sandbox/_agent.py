@@ -60,10 +60,16 @@ class FileAgent:
         """Copy a file or a tree of the host to ``target`` itself, with modes, times and links as links."""
         self._put(source, target, top=True)
         if source.is_dir():
+            directories = [(source, target)]
             for directory, names, files in os.walk(source):
                 for name in sorted(names + files):
                     path = Path(directory, name)
-                    self._put(path, f"{target}/{path.relative_to(source)}", top=False)
+                    inside = f"{target}/{path.relative_to(source)}"
+                    self._put(path, inside, top=False)
+                    if name in names and not path.is_symlink():
+                        directories.append((path, inside))
+            for path, inside in reversed(directories):  # their times changed with every entry that was made in them
+                self._put(path, inside, top=path == source)
 
     def _put(self, source: Path, target: str, *, top: bool) -> None:
         state = source.stat() if top else source.lstat()

@@ -161,6 +161,9 @@ def test_exec_does_not_kill_what_it_left_running(anyhow: Options) -> None:
     """A daemon that was started by exec stays, as with docker exec."""
     with sandbox.start(command="sleep inf", options=anyhow) as pod:
         pod.exec(["sh", "-c", "setsid sleep 999 >/dev/null 2>&1 </dev/null &"], check=True)
+        deadline = time.monotonic() + 10
+        while sleeps(pod, 999) == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
         assert sleeps(pod, 999) == 1
 
 
