@@ -36,6 +36,7 @@ def listener(port: int, *, address: str = "127.0.0.1", kind: str = "SOCK_STREAM"
 
 def late(pod: sandbox.RunningPod, now: float) -> float:
     """How long ago the program printed its time."""
+    Log(r"^\d").wait(pod, timeout=5)  # it comes by another way than the event
     return now - float(pod.logs(stream="stdout").split()[0])
 
 
@@ -56,7 +57,7 @@ def sleeper() -> Iterator[sandbox.RunningPod]:
 def test_a_port_is_seen_when_it_opens(address: str, kind: str) -> None:
     probe = Port(7777, protocol="tcp" if kind == "SOCK_STREAM" else "udp")
     command = listener(7777, address=address, kind=kind, delay=0.05)
-    with sandbox.start(command=command, ready=All(probe, Log(r"^\d"))) as pod:
+    with sandbox.start(command=command, ready=probe) as pod:
         assert late(pod, time.time()) < SOON
 
 
@@ -190,9 +191,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if {length}:
             self.send_header('Content-Length', str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
         if status == 200:
             print(time.time(), flush=True)
+        self.wfile.write(body)
     def log_message(self, *arguments): pass
 time.sleep({delay})
 http.server.ThreadingHTTPServer(({address!r}, 80), Handler).serve_forever()

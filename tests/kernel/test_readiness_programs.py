@@ -15,7 +15,7 @@ from gate import requires
 from programs import NOTIFY, PRELUDE, SOON, program
 
 import sandbox
-from sandbox import ContainerExited, Exec, Healthcheck, Notify, ReadinessTimeout
+from sandbox import ContainerExited, Exec, Healthcheck, Log, Notify, ReadinessTimeout
 
 pytestmark = requires("userns", "overlay", "python")
 
@@ -139,7 +139,9 @@ print(time.time(), flush=True)
 notify("STATUS=Up\\nREADY=1")
 signal.pause()"""
     with sandbox.start(command=program(code), ready=Notify()) as pod:
-        assert time.time() - float(pod.logs()) < SOON
+        now = time.time()
+        Log(r"^\d").wait(pod, timeout=5)
+        assert now - float(pod.logs()) < SOON
 
 
 def test_a_child_may_send_it() -> None:
