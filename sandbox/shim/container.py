@@ -27,6 +27,9 @@ from .spawners import SpawnedChild, Spawner
 #: A fork bomb needs several rounds: what is born while the process list is read is found in the next.
 _KILL_ROUNDS = 1000
 
+#: Seconds until one looks again for a process that has ended in the hands of a tracer.
+_TRACED_AGAIN = 0.02
+
 
 class Child:
     """A process that the shim started: a container's init, or an exec'd one. Reports launch and exit."""
@@ -136,8 +139,12 @@ class Child:
     def _exited(self, _events: int) -> None:
         while self._channel is not None:
             self._heard(0)
-        _, status, usage = os.wait4(self.pid, 0)
+        pid, status, usage = os.wait4(self.pid, os.WNOHANG)
         self._loop.forget(self.pidfd)
+        if pid == 0:
+            # A program of the container traces it, and gets to see its end first (ptrace(2)); it must not stop us.
+            self._loop.later(_TRACED_AGAIN, lambda: self._loop.watch(self.pidfd, self._exited))
+            return
         os.close(self.pidfd)
         self.returncode = os.waitstatus_to_exitcode(status)
         self.finished = time.time()
