@@ -31,9 +31,11 @@ def hierarchies(process: str = "self") -> Hierarchies:
     v2: str | None = None
     v1: dict[str, str] = {}
     for mount in mount_table(process):
-        if mount.fstype == "cgroup2" and v2 is None:
+        if mount.fstype not in ("cgroup", "cgroup2") or not os.path.exists(f"{mount.target}/cgroup.procs"):
+            continue  # something else lies on top of it
+        if mount.fstype == "cgroup2":
             v2 = mount.target
-        elif mount.fstype == "cgroup":
+        else:
             v1.update({option: mount.target for option in mount.super_options if option not in ("rw", "ro")})
     return Hierarchies(v2, v1)
 

@@ -15,6 +15,7 @@ from .tools import Tool
 #: Threads and processes that runc's own program has while it makes a container; crun has two.
 _PROCESSES = {"runc": 16, "crun": 3}
 _RLIMITS = {getattr(resource, name): name for name in dir(resource) if name.startswith("RLIMIT_")}
+_RLIMITS[resource.RLIMIT_NOFILE] = "RLIMIT_NOFILE"  # which has a second name
 _ERRNOS = {os.strerror(number).lower(): number for number in errno.errorcode}
 
 

@@ -68,10 +68,15 @@ class Progress:
     doing = "set up the process"
 
 
+def encode(message: dict[str, Any]) -> bytes:
+    """One message to the shim."""
+    return json.dumps(message).encode()
+
+
 def report(channel: socket.socket, error: BaseException, progress: Progress) -> NoReturn:
     """Tell what went wrong, and end."""
     try:
-        channel.send(json.dumps({"error": describe(error, progress.doing)}).encode())
+        channel.send(encode({"error": describe(error, progress.doing)}))
     finally:
         os._exit(1)
 
@@ -216,8 +221,8 @@ def _offset_clocks(plan: Plan) -> None:
     """A time namespace is for the children of who makes it, and takes its offsets before the first is born."""
     syscalls.unshare(c.CLONE_NEWTIME)
     with open("/proc/self/timens_offsets", "w") as file:
-        for clock, offset in plan.time_offsets.items():
-            file.write(f"{clock} {offset.get('secs', 0)} {offset.get('nanosecs', 0)}\n")  # noqa: FURB122 - one by one
+        rows = ((clock, offset.get("secs", 0), offset.get("nanosecs", 0)) for clock, offset in plan.time_offsets.items())
+        file.writelines(f"{clock} {seconds} {nanoseconds}\n" for clock, seconds, nanoseconds in rows)
 
 
 def _make_root(order: Order, channel: socket.socket, progress: Progress, staged: Collection[Step]) -> None:
@@ -320,6 +325,19 @@ def _reap(main_pid: int) -> None:
 
 
 __all__ = [
-    "Entry", "Order", "Progress", "await_go", "begin", "bind_notify", "enter", "failure_of", "finish", "intermediate", "main",
-    "make_read_only", "own_identity", "report",
+    "Entry",
+    "Order",
+    "Progress",
+    "await_go",
+    "begin",
+    "bind_notify",
+    "encode",
+    "enter",
+    "failure_of",
+    "finish",
+    "intermediate",
+    "main",
+    "make_read_only",
+    "own_identity",
+    "report",
 ]  # fmt: skip

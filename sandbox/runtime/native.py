@@ -63,13 +63,13 @@ def user_namespace(idmap: IdMap) -> int:
 def start(
     plan: Plan, rootfs: roots.Rootfs, *, idmap: IdMap, userns_fd: int, pod: Mapping[str, int] | None,
     stdio: Sequence[int], placement: Placement, scratch: str, state: Mapping[str, object], notify: str | None = None,
-    hand_over: Callable[[init.Order], Launch | None] | None = None,
+    hand_over: Callable[[init.Order], Launch | init.Order] | None = None,
 ) -> Launch:  # fmt: skip
     """Start a container.
 
     ``pod`` has the descriptors of the pod's namespaces, None to make them; ``userns_fd`` (or -1) is the namespace whose
     ids idmapped mounts take; ``scratch`` is an empty directory to mount on; ``hand_over`` gives the order to a process
-    that was made ahead, or returns None (:mod:`.spare`). Raises :class:`Failure` for what can be told before the child
+    that was made ahead, or returns an order for a new one (:mod:`.spare`). Raises :class:`Failure` for what can be told before the child
     exists.
     """
     clones = roots.prepare(rootfs, userns_fd)
@@ -80,8 +80,8 @@ def start(
         order = init.Order(
             plan, rootfs, clones, prepared, tuple(stdio), placement.v1_tasks, scratch, dict(state), notify
         )  # fmt: skip
-        launch = hand_over(order) if hand_over else None
-        return launch or _start_anew(order, idmap, pod, placement.cgroup_fd)
+        launch = hand_over(order) if hand_over else order
+        return _start_anew(launch, idmap, pod, placement.cgroup_fd) if isinstance(launch, init.Order) else launch
     finally:
         for fd in (*clones, *prepared.values()):
             os.close(fd)

@@ -47,7 +47,10 @@ class Plan(NamedTuple):
         return (step for step in self.steps if isinstance(step, Bind))
 
 
-def build(spec: Mapping[str, Any], seccomp: bytes = b"", *, init: bool = False, may_set_groups: bool = True) -> Plan:
+def build(
+    spec: Mapping[str, Any], seccomp: bytes = b"", *, init: bool = False,
+    surroundings: processes.Surroundings = processes.PLAIN,
+) -> Plan:  # fmt: skip
     """Check ``spec`` (an OCI runtime-spec document) and lay out the steps.
 
     Raises :class:`Failure`: ``SpecError`` with the place in the document, ``UnsupportedFeature`` with the member's name.
@@ -58,7 +61,7 @@ def build(spec: Mapping[str, Any], seccomp: bytes = b"", *, init: bool = False, 
     hostname, domainname = spec.get("hostname"), spec.get("domainname")
     if (hostname or domainname) and "uts" not in namespaces:
         raise invalid("$.hostname", "a host name needs a uts namespace")
-    program = processes.parse(spec.get("process") or {}, linux, seccomp, may_set_groups)
+    program = processes.parse(spec.get("process") or {}, linux, seccomp, surroundings)
     return Plan(
         namespaces, tuple(_steps(spec, linux)), program, hostname, domainname,
         bool((spec.get("root") or {}).get("readonly")), _propagation(linux.get("rootfsPropagation")),

@@ -10,8 +10,8 @@ import fcntl
 import os
 import resource
 import stat
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from sandbox.linux import capabilities, constants as c, syscalls
 from sandbox.linux.errors import KernelError
@@ -27,6 +27,7 @@ _RLIMITS["RLIMIT_LOCKS"] = 10
 _PERSONALITIES = {"LINUX": c.PER_LINUX, "LINUX32": c.PER_LINUX32}
 #: Members of ``process`` that only some runtimes have; refused rather than ignored.
 _UNSUPPORTED = ("apparmorProfile", "selinuxLabel", "scheduler", "ioPriority", "execCPUAffinity")
+_Started = TypeVar("_Started")
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -59,12 +60,23 @@ class Program(NamedTuple):
     seccomp: bytes
     seccomp_flags: int
     personality: int | None
+    may_set_groups: bool
+
+
+class Surroundings(NamedTuple):
+    """What a program meets whoever it is."""
+
     #: False where the id map was written by an ordinary user, who must give up setgroups(2) for it.
     may_set_groups: bool = True
+    #: The caller's own soft limit of open files; the shim has raised its own, which programs need not inherit.
+    open_files: int | None = None
+
+
+PLAIN = Surroundings()
 
 
 def parse(
-    process: Mapping[str, Any], linux: Mapping[str, Any], seccomp: bytes, may_set_groups: bool = True
+    process: Mapping[str, Any], linux: Mapping[str, Any], seccomp: bytes, surroundings: Surroundings = PLAIN
 ) -> Program:  # fmt: skip
     """Read ``process`` (and what of ``linux`` concerns it); ``seccomp`` is the compiled filter, b"" for none."""
     for name in _UNSUPPORTED:
@@ -80,10 +92,10 @@ def parse(
     return Program(
         args, parse_env(process.get("env") or ()), _absolute(process.get("cwd")), user.get("uid", 0), user.get("gid", 0),
         tuple(user.get("additionalGids") or ()), user.get("umask", 0o022), _capabilities(process.get("capabilities")),
-        tuple(_rlimit(r) for r in process.get("rlimits") or ()), bool(process.get("noNewPrivileges")),
+        _rlimits(process.get("rlimits") or (), surroundings.open_files), bool(process.get("noNewPrivileges")),
         process.get("oomScoreAdj"), bool(process.get("terminal")),
         (window["height"], window["width"]) if window else None, seccomp, _seccomp_flags(linux.get("seccomp")),
-        _personality(linux.get("personality")), may_set_groups,
+        _personality(linux.get("personality")), surroundings.may_set_groups,
     )  # fmt: skip
 
 
@@ -111,6 +123,14 @@ def _capabilities(sets: Mapping[str, Any] | None) -> Capabilities:
         return Capabilities(*(capabilities.mask(sets.get(name) or ()) for name in Capabilities._fields))
     except ValueError as error:
         raise invalid("$.process.capabilities", str(error)) from None
+
+
+def _rlimits(rows: Sequence[Mapping[str, Any]], open_files: int | None) -> tuple[tuple[int, str, int, int], ...]:
+    limits = tuple(_rlimit(row) for row in rows)
+    if open_files is None or any(name == "RLIMIT_NOFILE" for _, name, _, _ in limits):
+        return limits
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return (*limits, (resource.RLIMIT_NOFILE, "RLIMIT_NOFILE", open_files, hard))
 
 
 def _rlimit(row: Mapping[str, Any]) -> tuple[int, str, int, int]:
@@ -142,6 +162,13 @@ def _seccomp_flags(profile: Mapping[str, Any] | None) -> int:
 
 def become(program: Program, highest_capability: int) -> NoReturn:
     """Take on the program's identity and execute it. Raises only before the point of no return."""
+    take_identity(program, highest_capability)
+    execute(program, os.execve)
+    raise AssertionError("execve returned")
+
+
+def take_identity(program: Program, highest_capability: int) -> None:
+    """Everything but execve(2): limits, working directory, user, capabilities, seccomp."""
     _set_rlimits(program)
     if program.oom_score_adj is not None:
         _write_oom_score(program.oom_score_adj)
@@ -149,7 +176,7 @@ def become(program: Program, highest_capability: int) -> NoReturn:
     if program.personality is not None:
         syscalls.personality(program.personality)
     syscalls.close_range(3, flags=c.CLOSE_RANGE_CLOEXEC)
-    _enter_cwd(program.cwd)
+    enter_cwd(program.cwd)
     if program.seccomp and not program.no_new_privileges:
         syscalls.seccomp_filter(program.seccomp, program.seccomp_flags)
     _drop_privileges(program, highest_capability)
@@ -157,7 +184,6 @@ def become(program: Program, highest_capability: int) -> NoReturn:
         syscalls.prctl(c.PR_SET_NO_NEW_PRIVS, 1)
         if program.seccomp:
             syscalls.seccomp_filter(program.seccomp, program.seccomp_flags)
-    execute(program)
 
 
 def _set_rlimits(program: Program) -> None:
@@ -180,7 +206,7 @@ def _write_oom_score(value: int) -> None:
                       hint="lowering it below the caller's own needs CAP_SYS_RESOURCE on the host") from None  # fmt: skip
 
 
-def _enter_cwd(cwd: str) -> None:
+def enter_cwd(cwd: str) -> None:
     """Enter the working directory, made if missing, and make sure that it lies inside the root.
 
     A descriptor of the host reached through /proc/self/fd would lie outside: getcwd(2) then tells "(unreachable)", which
@@ -224,13 +250,13 @@ def _drop_privileges(program: Program, highest: int) -> None:
         capabilities.set_ambient(sets.ambient & permitted & sets.inheritable, highest)
 
 
-def execute(program: Program) -> NoReturn:
-    """execve(2) along the program's own PATH; what cannot be executed is explained."""
+def execute(program: Program, start: Callable[[str, tuple[str, ...], dict[str, str]], _Started]) -> _Started:
+    """Call ``start`` (execve(2), posix_spawn(3)) along the program's own PATH; what cannot be executed is explained."""
     command = program.args[0]
     refused = ""
     for path in _candidates(command, program.env.get("PATH", DEFAULT_PATH)):
         try:
-            os.execve(path, program.args, program.env)
+            return start(path, program.args, program.env)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.exists(path):
                 continue

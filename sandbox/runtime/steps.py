@@ -60,11 +60,18 @@ def attach(scene: Scene, mount_fd: int, target: str, *, directory: bool) -> None
     try:
         target_fd = beneath.ensure(scene.root_fd, target, directory=directory, follow=target not in _NO_LINKS)
         try:
+            _check_kinds(mount_fd, target_fd, target)
             syscalls.move_mount(mount_fd, "", target_fd, _EMPTY_PATHS)
         finally:
             os.close(target_fd)
     except KernelError as error:
         raise _explained(error, target) from None
+
+
+def _check_kinds(mount_fd: int, target_fd: int, target: str) -> None:
+    """The kernel would only say that the argument is invalid."""
+    if stat.S_ISDIR(os.fstat(mount_fd).st_mode) != stat.S_ISDIR(os.fstat(target_fd).st_mode):
+        raise KernelError(errno.ENOTDIR, "mount on", target)
 
 
 def _explained(error: KernelError, target: str) -> Exception:

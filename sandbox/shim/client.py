@@ -172,6 +172,8 @@ class OwnShim(Shim):
         if (reported := self._first_words()) is not None:
             reported.logs = tuple(said.splitlines())
             return reported
+        if status is None:
+            return ShimError("it did not answer", operation="ask the shim", logs=said or None)
         return ShimDied(
             "the process that holds the pods is gone, and every pod with it", operation="ask the shim",
             exit_status=status, logs=said or None,
@@ -179,10 +181,16 @@ class OwnShim(Shim):
 
     def _first_words(self) -> SandboxError | None:
         """What a shim says that cannot even start."""
-        try:
-            self._control.setblocking(False)
-            message, _ = protocol.receive(self._control)
-        except OSError:
+        self._control.setblocking(False)
+        for _ in range(2):
+            try:
+                message, _fds = protocol.receive(self._control)
+                break
+            except ConnectionResetError:  # it has not read our request; what it sent itself comes next
+                continue
+            except OSError:
+                return None
+        else:
             return None
         return SandboxError.from_dict(message["error"]) if message and "error" in message else None
 

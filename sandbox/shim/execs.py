@@ -114,7 +114,7 @@ class Execs:
             return None
         used_before = made.leaf.statistics()
 
-        def over(child: SpawnedChild) -> None:
+        def over() -> None:
             _tell(running, used_before, answers)
             if made.alive and not made.alone():
                 made.retire()

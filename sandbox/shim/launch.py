@@ -115,12 +115,18 @@ class Launcher:
         tasks = where.open_v1_tasks() if where else ()
         for fd in (*tasks, *((directory,) if directory >= 0 else ())):
             stack.callback(os.close, fd)
-        def hand_over(order: Order) -> native.Launch | None:
+
+        def hand_over(order: Order) -> native.Launch | Order:
             assert reserve is not None
-            if not spare.hand_over(reserve.spare, order):
-                return None
             pod.reserve = None
-            return reserve.spare.launch
+            if spare.hand_over(reserve.spare, order):
+                return reserve.spare.launch
+            # The spare is of no use, but its cgroups are the container's; a new process has to enter them all.
+            reserve.spare.discard()
+            rest = Cgroup(None, reserve.cgroup.v1 if reserve.cgroup else {}).open_v1_tasks()
+            for fd in rest:
+                stack.callback(os.close, fd)
+            return order._replace(v1_tasks=(*order.v1_tasks, *rest))
 
         request: dict[str, Any] = {
             "idmap": self._world.idmap, "userns_fd": self._world.userns_fd, "pod": pod.namespaces, "stdio": stdio,
@@ -171,6 +177,7 @@ class Launcher:
     def _exited(self, pod: Pod, container: Container, starter: _Starter) -> None:
         child = container.child
         assert child is not None
+        container.end_spawner()
         for drain in container.drains:
             drain()
         container.drains = []

@@ -10,13 +10,23 @@ import contextlib
 import os
 import select
 import signal
-import sys
 
 from sandbox.linux import cgroup, constants as c, syscalls
+from sandbox.linux.errors import KernelError
 from sandbox.linux.idmap import IdMap, is_privileged, write_map
+from sandbox.runtime.failure import Failure
 
 from . import server
 from .rundir import RuntimeDirectory
+
+#: What can forbid user namespaces, the value by which it does, and the remedy.
+_SWITCHES = {
+    "/proc/sys/user/max_user_namespaces": ("0", "sysctl user.max_user_namespaces=15000"),
+    "/proc/sys/kernel/unprivileged_userns_clone": ("0", "sysctl kernel.unprivileged_userns_clone=1"),
+    "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": (
+        "1", "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile that allows it",
+    ),
+}  # fmt: skip
 
 
 def main(arguments: list[str]) -> None:
@@ -26,19 +36,46 @@ def main(arguments: list[str]) -> None:
     _reset_signals()
     os.chdir("/")
     os.umask(0o022)
-    pid, pidfd, go = _spawn_shim(directory, control_fd, idmap)
-    os.close(control_fd)
+    try:
+        pid, pidfd, go = _spawn_shim(directory, control_fd, idmap)
+    except KernelError as error:
+        server.tell_start_failure(control_fd, _no_namespaces(error))
+        clean_up(directory)
+        os._exit(1)
     try:
         if not is_privileged():
             write_map(pid, idmap)
         os.write(go, b"x")
     except OSError as error:
-        sys.stderr.write(f"map the ids of the sandbox: {error}\n")
+        server.tell_start_failure(control_fd, _no_map(error))
         syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
+    os.close(control_fd)
     os.close(go)
     status = _wait(pid, pidfd, client_pidfd)
     clean_up(directory)
     os._exit(min(abs(status), 255))
+
+
+def _no_namespaces(error: KernelError) -> Failure:
+    """Why the kernel makes no namespaces for us, as far as its switches tell (user_namespaces(7))."""
+    cause, hint = "it may be forbidden from outside: by a container we are in, or by a security module", None
+    for path, (forbids, remedy) in _SWITCHES.items():
+        if (cgroup.read(path) or "").strip() == forbids:
+            cause, hint = f"{path} is {forbids}", remedy
+            break
+    kinds = "process and mount namespaces" if is_privileged() else "user namespace"
+    return Failure(
+        "NamespaceUnavailable", operation="make", object=kinds, errno=error.errno, cause=cause,
+        hint=hint or "allow it there (podman and docker: --privileged, or a seccomp profile that allows it)",
+    )  # fmt: skip
+
+
+def _no_map(error: OSError) -> Failure:
+    return Failure(
+        "NamespaceUnavailable", operation="map ids into", object="user namespace", errno=error.errno,
+        detail=None if error.errno else str(error),
+        hint="check this user's lines in /etc/subuid and /etc/subgid, and that newuidmap is set-user-ID",
+    )  # fmt: skip
 
 
 def _reset_signals() -> None:

@@ -90,11 +90,23 @@ class Nursery:
         if pid is None:
             self._made(order, None)
             return
+        if len(fds) != 2 + len(kinds):
+            self._lost(order, pid, fds)
+            return
         namespaces = dict(zip(kinds, fds[2:], strict=True))
         launch = Launch(pid, fds[0], socket.socket(fileno=fds[1]), namespaces)
         for fd in fds:
             os.set_inheritable(fd, False)
         self._made(order, spares.Spare(launch, order.steps))
+
+    def _lost(self, order: Order, pid: int, fds: list[int]) -> None:
+        """We have no room for its descriptors (RLIMIT_NOFILE), so it is of no use."""
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        for fd in fds:
+            os.close(fd)
+        remove_cgroups(order)
+        self._made(order, None)
 
     def close(self) -> None:
         """End the process."""

@@ -25,6 +25,8 @@ from .loop import Loop
 from .pods import Pods, World
 from .rundir import RuntimeDirectory
 
+#: Seconds until a connection is accepted for which there was no descriptor.
+_ACCEPT_AGAIN = 0.1
 #: Errors of a request that go to the asker; anything else is a bug and ends up in the shim's error output too.
 _EXPECTED = (Failure, OSError)
 
@@ -45,12 +47,13 @@ def main(directory: RuntimeDirectory, control_fd: int, wait_fd: int, idmap: IdMa
             status = _serve(directory, control_fd, idmap, privileged=privileged)
     except BaseException:  # noqa: BLE001 - it is told to the client, and the process ends
         sys.excepthook(*sys.exc_info())
-        _tell_start_failure(control_fd, sys.exc_info()[1])
+        tell_start_failure(control_fd, sys.exc_info()[1])
     finally:
         os._exit(status)
 
 
-def _tell_start_failure(control_fd: int, error: BaseException | None) -> None:
+def tell_start_failure(control_fd: int, error: BaseException | None) -> None:
+    """Send the client what kept the shim from starting; it is what the first request is answered with."""
     try:
         control = socket.socket(fileno=os.dup(control_fd))
         protocol.send(control, {"error": describe(error or RuntimeError(), "start the shim")})
@@ -136,7 +139,14 @@ class Server:
         answers.finish({"event": "pong", "version": protocol.VERSION, "pid": os.getpid()})
 
     def _accept(self, _events: int) -> None:
-        connection, _ = self._listener.accept()
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as error:
+            # No descriptor left for it. It stays in the queue until there may be one.
+            sys.stderr.write(f"shim: accept a connection: {error}\n")
+            self._loop.forget(self._listener.fileno())
+            self._loop.later(_ACCEPT_AGAIN, lambda: self._loop.watch(self._listener.fileno(), self._accept))
+            return
         _, uid, _ = _peer(connection)
         if uid != 0 and uid != os.geteuid():
             connection.close()

@@ -1,0 +1,176 @@
+"""The shim's side of a spawner (:mod:`sandbox.runtime.spawner`): one for a container that is exec'd in again and again."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from sandbox.linux import syscalls
+from sandbox.linux.cgroup import Cgroup, read
+from sandbox.runtime import spawner
+from sandbox.runtime.failure import Failure
+from sandbox.runtime.native import Launch
+from sandbox.runtime.process import Program
+
+from .loop import Loop
+
+#: Seconds without work after which a spawner is let go, with the little memory it takes.
+_PATIENCE = 2.0
+
+
+class SpawnedChild:
+    """A program that a spawner runs; the counterpart of :class:`sandbox.shim.container.Child`."""
+
+    def __init__(self, owner: Spawner, on_running: Callable[[], None], on_exit: Callable[[], None]) -> None:
+        self.cgroup: Cgroup | None = owner.leaf
+        self.pid = 0
+        self.returncode: int | None = None
+        self.usage: dict[str, float] = {}
+        self.started = time.time()
+        self.finished: float | None = None
+        self.failure: Failure | None = None
+        self.terminal = -1
+        self._pidfd = -1
+        self.on_running, self.on_exit = on_running, on_exit
+
+    def signal(self, number: int) -> None:
+        """Send a signal; nothing happens if it has ended."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                syscalls.pidfd_send_signal(self._pidfd, number)
+
+    def runs(self, pid: int) -> None:
+        """It was executed; from now on it can be signalled."""
+        self.pid = pid
+        with contextlib.suppress(OSError):
+            self._pidfd = syscalls.pidfd_open(pid)
+        self.on_running()
+
+    def ended(self, returncode: int | None, usage: dict[str, float], failure: Failure | None = None) -> None:
+        """It has ended, or could not be executed."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        self.returncode, self.usage, self.failure, self.finished = returncode, usage, failure, time.time()
+        self.on_exit()
+
+
+class Spawner:
+    """One spawner: idle, or running one program."""
+
+    def __init__(self, loop: Loop, launch: Launch, leaf: Cgroup, identity: Program) -> None:
+        self.leaf = leaf
+        self.identity = identity
+        self.alive = True
+        self.on_death: Callable[[], None] = lambda: None
+        self._loop, self._launch = loop, launch
+        self._ready = False
+        self._child: SpawnedChild | None = None
+        self._last_used = time.monotonic()
+        loop.watch(launch.channel.fileno(), self._heard)
+
+    def can_take(self, program: Program) -> bool:
+        """Whether it is free for a program of this identity."""
+        return self.alive and self._ready and self._child is None and spawner.identity(program) == self.identity
+
+    def take(
+        self, program: Program, stdio: Sequence[int], *, announce: bool,
+        on_running: Callable[[SpawnedChild], None], on_exit: Callable[[], None],
+    ) -> SpawnedChild | None:  # fmt: skip
+        """Run a program; None if it cannot be asked."""
+        request = spawner.Request(program.args, program.env, program.cwd, announce)
+        if not spawner.ask(self._launch.channel, request, stdio):
+            self.retire()
+            return None
+        child = SpawnedChild(self, lambda: on_running(child), on_exit)
+        self._child = child
+        return child
+
+    def alone(self) -> bool:
+        """Whether nothing but the spawner itself is in its cgroup: no program has left something running."""
+        return (read(f"{self.leaf.v2}/cgroup.procs") or "").split() == [str(self._launch.pid)]
+
+    def let_go_when_idle(self) -> None:
+        """Look from time to time whether it is still wanted."""
+        if not self.alive:
+            return
+        if self._child is None and time.monotonic() - self._last_used >= _PATIENCE:
+            self.retire()
+            self.on_death()
+            return
+        self._loop.later(_PATIENCE, self.let_go_when_idle)
+
+    def retire(self) -> None:
+        """Kill it; returns when it is gone."""
+        if not self.alive:
+            return
+        self.alive = False
+        self._loop.forget(self._launch.channel.fileno())
+        self._launch.channel.close()
+        with contextlib.suppress(ProcessLookupError):
+            syscalls.pidfd_send_signal(self._launch.pidfd, signal.SIGKILL)
+        os.waitpid(self._launch.pid, 0)
+        os.close(self._launch.pidfd)
+
+    def _heard(self, _events: int) -> None:
+        try:
+            message = self._launch.channel.recv(65536)
+        except ConnectionResetError:
+            message = b""
+        child = self._child
+        if not message:
+            # Killed with the tree of the program that it was running, or by the container's end.
+            self._child = None
+            self.retire()
+            self._adopt_strays()
+            self.on_death()
+            if child is not None:
+                child.ended(-signal.SIGKILL, {})
+            return
+        self._understand(json.loads(message), child)
+
+    def _adopt_strays(self) -> None:
+        """The spawner's program is the shim's child now; unless it is reaped, the container's init cannot end."""
+        for pid in _children_in(self.leaf):
+            with contextlib.suppress(OSError):
+                pidfd = syscalls.pidfd_open(pid)
+                self._loop.watch(pidfd, functools.partial(self._reap, pid, pidfd))
+
+    def _reap(self, pid: int, pidfd: int, _events: int) -> None:
+        self._loop.forget(pidfd)
+        os.close(pidfd)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+    def _understand(self, answer: dict[str, Any], child: SpawnedChild | None) -> None:
+        if "ready" in answer:
+            self._ready = True
+        elif child is None:
+            return  # it could not become what it should; the end of its channel follows
+        elif "pid" in answer:
+            child.runs(answer["pid"])
+        else:
+            self._child = None
+            self._last_used = time.monotonic()
+            if "error" in answer:
+                facts = dict(answer["error"])
+                child.ended(None, {}, Failure(facts.pop("type"), **facts))
+            else:
+                child.ended(answer["returncode"], answer["usage"])
+
+
+def _children_in(leaf: Cgroup) -> Iterator[int]:
+    """Children of this process, zombies too, that belong to the cgroup ``leaf``."""
+    name = "/" + "/".join((leaf.v2 or "").split("/")[-3:])
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            with contextlib.suppress(OSError):
+                parent = (read(f"/proc/{entry}/stat") or "").rpartition(")")[2].split()[1]
+                if int(parent) == os.getpid() and f"{name}\n" in (read(f"/proc/{entry}/cgroup") or ""):
+                    yield int(entry)

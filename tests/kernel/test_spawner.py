@@ -1,0 +1,93 @@
+"""Programs that a container's spawner executes are like any other, and leave as little behind."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from gate import requires
+
+import sandbox
+
+pytestmark = requires("root", "cgroup2")  # without a cgroup of its own a container has no spawner
+
+
+@pytest.fixture
+def pod():
+    with sandbox.start(image="host", command=["sleep", "inf"]) as running:
+        for _ in range(3):  # the first exec is a copy of the shim, and asks for a spawner
+            running.exec(["true"], check=True)
+            time.sleep(0.05)
+        yield running
+
+
+def test_the_container_does_not_see_it(pod):
+    names = pod.exec(["sh", "-c", "cat /proc/[0-9]*/comm; true"]).stdout.split()
+    assert "sleep" in names
+    assert set(names) <= {"sleep", "sh", "cat"}
+
+
+def test_what_differs_between_programs_is_their_own(pod):
+    seen = pod.exec(["sh", "-c", 'echo "$A $PWD"; cat; echo oops >&2; exit 3'], input="in", env={"A": "1"}, cwd="/usr")
+    assert (seen.stdout, seen.stderr, seen.returncode) == ("1 /usr\nin", "oops\n", 3)
+    assert pod.exec(["sh", "-c", 'echo "$A $PWD"']).stdout == " /\n"
+
+
+def test_identity_and_confinement_are_those_of_a_first_exec():
+    probe = ["sh", "-c", "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp:)' /proc/self/status; umask; ls /proc/self/fd"]
+    with sandbox.start(image="host", command=["sleep", "inf"], user="1000:1000") as pod:
+        first = pod.exec(probe).stdout
+        time.sleep(0.1)
+        assert [pod.exec(probe).stdout for _ in range(3)] == [first] * 3
+
+
+def test_errors_are_the_same(pod):
+    for _ in range(2):
+        with pytest.raises(sandbox.CommandNotFound, match="nope"):
+            pod.exec(["nope"])
+    with pytest.raises(sandbox.CommandNotExecutable):
+        pod.exec(["/etc/passwd"])
+    with pytest.raises(sandbox.SandboxError, match="working directory"):
+        pod.exec(["true"], cwd="/proc/self/fd/3")
+
+
+def test_a_timeout_kills_the_tree_and_the_container_still_ends(pod):
+    with pytest.raises(sandbox.TimeoutExpired):
+        pod.exec(["sh", "-c", "sleep 60 & setsid sleep 60 & sleep 60"], timeout=0.2)
+    deadline = time.monotonic() + 2
+    while "sleep\x0060" in _command_lines(pod) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "sleep\x0060" not in _command_lines(pod)
+    pod.kill()
+    assert pod.wait(5) == -9
+
+
+def _command_lines(pod):
+    return pod.exec(["sh", "-c", "cat /proc/[0-9]*/cmdline"]).stdout
+
+
+def test_what_a_program_leaves_running_is_left_alone(pod):
+    pod.exec(["sh", "-c", "sleep 50 >/dev/null 2>&1 &"])
+    for _ in range(3):
+        pod.exec(["true"], check=True)
+        time.sleep(0.02)
+    assert "sleep\x0050" in _command_lines(pod)
+    with pytest.raises(sandbox.TimeoutExpired):
+        pod.exec(["sleep", "60"], timeout=0.1)
+    assert "sleep\x0050" in _command_lines(pod)
+
+
+def test_two_at_once(pod):
+    slow = pod.popen(["sh", "-c", "sleep 0.3; echo slow"], stdout=sandbox.pods.PIPE)
+    assert pod.exec(["echo", "quick"]).stdout == "quick\n"
+    out, _ = slow.communicate(timeout=5)
+    slow.close()
+    assert out == "slow\n"
+
+
+def test_tight_containers_do_without():
+    with sandbox.start(image="host", command=["sleep", "inf"], pids=3) as pod:
+        for _ in range(4):
+            assert pod.exec(["true"]).returncode == 0
+            time.sleep(0.02)
+        assert pod.stats().pids.current == 1
