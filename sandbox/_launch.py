@@ -21,6 +21,8 @@ from sandbox.probes import wants_notify
 from sandbox.shim.client import OwnShim
 
 _DEFAULT_PROCESSES = 4096
+#: Members of ``linux.resources`` and who enforces them.
+_MEMBERS = {"memory": "memory", "cpu": "cpu", "pids": "pids", "blockIO": "io", "hugepageLimits": "hugetlb"}
 #: The volume for /dev/shm; no volume of a model can have a dot in its name.
 _SHM = "dev.shm"
 
@@ -117,6 +119,14 @@ class Preparation:
                 if value and controller not in able and value != -1:
                     self._refuse_limit(field, controller, value, best_effort=owner.resources.best_effort)
 
+    def _without_unenforceable(self, container: Container, spec: dict[str, Any]) -> None:
+        """Leave out of the document what was warned about: an engine would refuse it."""
+        if container.resources.best_effort:
+            able = self._giver.controllers()
+            for member, controller in _MEMBERS.items():
+                if controller not in able:
+                    spec["linux"].get("resources", {}).pop(member, None)
+
     def _refuse_limit(self, field: str, controller: str, value: Any, *, best_effort: bool) -> None:
         reason = cgroups.choose(self.options.cgroups).why_not()
         error = LimitNotEnforceable(
@@ -140,6 +150,7 @@ class Preparation:
         notify = f"sandbox/{self.id}/{container.name}" if container.notify or wants_notify(container.ready) else None
         spec, profile = _document(oci.to_spec(container, self.pod, image.config, self._host, users=_Users(image)))
         self._share_memory(spec)
+        self._without_unenforceable(container, spec)
         if "pids" not in self._giver.controllers():
             self._default_pids_as_rlimit(container, spec)
         if notify:

@@ -192,8 +192,8 @@ def run(
     shim = own_shim()
     preparation = Preparation(shim, as_pod(**fields), options or Options.from_environment())
     prepared = _prepare(preparation, preparation.pod.containers[0])
-    streams = Streams(PIPE if input is not None else stdin, stdout, stderr, text=text)
     message = {**prepared.message, "pod": preparation.pod_document(), "stdio": "fds", "wait": True, "remove": True}
+    streams = Streams(PIPE if input is not None else stdin, stdout, stderr, text=text)
     try:
         conversation = shim.ask("container.start", message, streams.given)
     except BaseException:

@@ -69,8 +69,8 @@ def start(
 
     ``pod`` has the descriptors of the pod's namespaces, None to make them; ``userns_fd`` (or -1) is the namespace whose
     ids idmapped mounts take; ``scratch`` is an empty directory to mount on; ``hand_over`` gives the order to a process
-    that was made ahead, or returns an order for a new one (:mod:`.spare`). Raises :class:`Failure` for what can be told before the child
-    exists.
+    that was made ahead, or returns an order for a new one (:mod:`.spare`). Raises :class:`Failure` for what can be told
+    before the child exists.
     """
     clones = roots.prepare(rootfs, userns_fd)
     prepared: dict[str, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -49,6 +50,7 @@ class Child:
         self._channel: socket.socket | None = launch.channel
         #: Until an external engine's driver has handed over the init, `pid` is the driver's.
         self._driven = isinstance(launch, Driven)
+        self._driver: tuple[int, int] | None = None
         self._namespaces = launch.namespaces
         self._on_running: Callable[[], None] = lambda: None
         self._on_exit: Callable[[], None] = lambda: None
@@ -101,6 +103,10 @@ class Child:
             self.notify = fds[0]
         elif fds:
             self.terminal = fds[0]
+        elif data.startswith((b'{"init"', b'{"notify"', b'{"terminal"')):
+            self.failure = Failure(operation="take a descriptor from", object="the new process", errno=errno.EMFILE,
+                                   hint="raise the limit of open files of the calling process (ulimit -n)")  # fmt: skip
+            self.signal(signal.SIGKILL)
         elif data.startswith(b'{"hooks"'):
             self._on_hooks(data.decode(), self._channel)
         else:
@@ -113,28 +119,31 @@ class Child:
             self._channel = None
 
     def _adopt(self, pid: int, pidfd: int, pid_namespace: int, mount_namespace: int) -> None:
-        """The init that a driver had made; an orphan by now, and so the shim's child."""
-        driver, driver_fd = self.pid, self.pidfd
+        """The init that a driver had made; the shim's child as soon as the driver has ended."""
+        self._driver = self.pid, self.pidfd
         self._driven = False
+        self._loop.forget(self.pidfd)
+        self._loop.watch(self.pidfd, lambda _events: self._reap_driver())
         self.pid, self.pidfd = pid, pidfd
         self._namespaces |= {"pid": pid_namespace, "mount": mount_namespace}
-        self._loop.forget(driver_fd)
-        self._loop.watch(driver_fd, lambda _events: self._reap(driver, driver_fd))
         self._loop.watch(pidfd, self._exited)
 
     def _driver_exited(self, _events: int) -> None:
-        driver, driver_fd = self.pid, self.pidfd
         while self._channel is not None:
             self._heard(0)
         if self._driven:
+            self._driver = self.pid, self.pidfd
+            self._reap_driver()
             self.returncode, self.finished = -1, time.time()
-            self._reap(driver, driver_fd)
             self._on_exit()
 
-    def _reap(self, pid: int, pidfd: int) -> None:
-        self._loop.forget(pidfd)
-        os.close(pidfd)
-        os.waitpid(pid, 0)
+    def _reap_driver(self) -> None:
+        if self._driver is not None:
+            pid, pidfd = self._driver
+            self._driver = None
+            self._loop.forget(pidfd)
+            os.close(pidfd)
+            os.waitpid(pid, 0)
 
     def _exited(self, _events: int) -> None:
         while self._channel is not None:
