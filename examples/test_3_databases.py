@@ -44,7 +44,8 @@ def postgres(sandbox_factory):
     """PostgreSQL refuses to run as root, so it gets another user, which takes sub-ids to map it to."""
     try:
         pod = sandbox_factory(
-            command=["sh", "-c", START], user="nobody", ready=sb.Port(5432),
+            command=["sh", "-c", START], user="nobody",
+            ready=sb.Log("ready to accept connections"),  # its port is open a moment earlier
             env={"PATH": f"{PROGRAMS}:/usr/bin:/bin", "LC_ALL": "C"},
         )  # fmt: skip
     except sb.UserNotFound as error:
