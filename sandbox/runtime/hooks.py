@@ -25,8 +25,12 @@ def run(hooks: Iterable[Mapping[str, Any]], kind: str, state: Mapping[str, Any])
     Blocks; called in a process of its own or in the container's init. The first failure raises :class:`Failure`.
     """
     document = json.dumps(state).encode()
-    for hook in hooks:
-        _run_one(hook, kind, document)
+    before = signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a hook need not read its input
+    try:
+        for hook in hooks:
+            _run_one(hook, kind, document)
+    finally:
+        signal.signal(signal.SIGPIPE, before)
 
 
 def _run_one(hook: Mapping[str, Any], kind: str, document: bytes) -> None:
@@ -38,7 +42,7 @@ def _run_one(hook: Mapping[str, Any], kind: str, document: bytes) -> None:
     try:
         os.write(write_end, document)
     except BrokenPipeError:
-        pass  # the hook does not read its input, which is its right
+        pass
     finally:
         os.close(write_end)
     status = _wait(pid, hook.get("timeout") or DEFAULT_TIMEOUT)

@@ -248,14 +248,17 @@ class Launcher:
     def _run_hooks(self, container: Container, request: str, channel: socket.socket) -> None:
         kind = json.loads(request)["hooks"]
 
-        def done(failure: bytes) -> None:
+        def done(outcome: bytes) -> None:
             with contextlib.suppress(OSError):
-                channel.send(failure or b"ok")
+                channel.send(outcome)
 
         self._spawn_hooks(container, kind, done)
 
     def _spawn_hooks(self, container: Container, kind: str, done: Callable[[bytes], None]) -> None:
-        """Hooks may take their time, so a process of their own runs them, outside the container."""
+        """Hooks may take their time, so a process of their own runs them, outside the container.
+
+        ``done`` gets ``b"ok"`` or what went wrong; silence, because the process was killed, is not success.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         state = container.oci_state()
         pid, pidfd = syscalls.clone3(0, signal.SIGCHLD)
@@ -264,12 +267,12 @@ class Launcher:
         theirs.close()
 
         def heard(_events: int) -> None:
-            failure = ours.recv(65536)
+            outcome = ours.recv(65536) or _hooks_failure(kind, _killed_hooks(kind))
             self._loop.forget(ours.fileno())
             ours.close()
             os.waitpid(pid, 0)
             os.close(pidfd)
-            done(failure)
+            done(outcome)
 
         self._loop.watch(ours.fileno(), heard)
 
@@ -277,10 +280,19 @@ class Launcher:
 def _hooks_process(rows: list[dict[str, Any]], kind: str, state: dict[str, Any], answer: socket.socket) -> None:
     try:
         hooks.run(rows, kind, state)
+        answer.send(b"ok")
     except BaseException as error:  # noqa: BLE001 - it is told to who waits, and the process ends
-        answer.send(json.dumps({"error": describe(error, f"run the {kind} hooks")}).encode())
+        answer.send(_hooks_failure(kind, error))
     finally:
         os._exit(0)
+
+
+def _killed_hooks(kind: str) -> Failure:
+    return Failure(operation=f"run the {kind} hooks", detail="the process that runs them was killed")
+
+
+def _hooks_failure(kind: str, error: BaseException) -> bytes:
+    return json.dumps({"error": describe(error, f"run the {kind} hooks")}).encode()
 
 
 def _vanished(child: Child) -> Failure:
