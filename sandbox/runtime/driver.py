@@ -3,7 +3,8 @@
 It is forked from the shim like a container's init, and becomes root of the pod's user namespace like one, so that the
 engine never has more rights than the container's own root. It stays in the shim's process namespace, and in a mount
 namespace of its own, which goes with it: bundle, state and logs of the engine are in it, and nothing has to be undone.
-The engine's init is orphaned when the engine's command ends, and so becomes a child of the shim.
+What the engine orphans becomes a child of the driver (PR_SET_CHILD_SUBREAPER), to be killed if the start fails; and so
+does the init, to become the shim's when the driver ends.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class _Driver:
     def prepare(self) -> None:
         """Namespaces, the root, the bundle."""
         order = self._order
+        syscalls.prctl(c.PR_SET_CHILD_SUBREAPER, 1)
         self._close_others()
         for fd in order.v1_tasks:
             os.write(fd, b"0")
@@ -279,14 +281,23 @@ class _Driver:
         return text if code == 0 else ""
 
     def kill(self) -> None:
-        """Take back the init, if there is one."""
-        if self._init_fd < 0:
-            with contextlib.suppress(OSError, ValueError):
-                with open("pid") as file:
-                    self._init_fd = syscalls.pidfd_open(int(file.read()))
+        """Take back everything that was started; an init that was handed over is left to the shim to reap."""
         if self._init_fd >= 0:
-            with contextlib.suppress(OSError):
-                syscalls.pidfd_send_signal(self._init_fd, signal.SIGKILL)
+            syscalls.pidfd_send_signal(self._init_fd, signal.SIGKILL)
+        while pids := [pid for pid in _children() if pid != self._init]:
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            for pid in pids:
+                os.waitpid(pid, 0)
+
+
+def _children() -> list[int]:
+    """The children of this process (proc_pid_task_children(5)), which has one thread."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            return [int(pid) for pid in file.read().split()]
+    except FileNotFoundError:
+        return []  # a kernel without CONFIG_PROC_CHILDREN
 
 
 @contextlib.contextmanager

@@ -97,20 +97,26 @@ class Child:
                 self.failure = engine_init.failure_of(b"")
             if self.failure is None:
                 self._on_running()
-        elif fds and data.startswith(b'{"init"'):
+        elif len(fds) == 3 and data.startswith(b'{"init"'):
             self._adopt(json.loads(data)["init"], *fds)
         elif fds and data.startswith(b'{"notify"'):
             self.notify = fds[0]
-        elif fds:
+        elif fds and data.startswith(b'{"terminal"'):
             self.terminal = fds[0]
         elif data.startswith((b'{"init"', b'{"notify"', b'{"terminal"')):
-            self.failure = Failure(operation="take a descriptor from", object="the new process", errno=errno.EMFILE,
-                                   hint="raise the limit of open files of the calling process (ulimit -n)")  # fmt: skip
-            self.signal(signal.SIGKILL)
+            self._starved(fds)
         elif data.startswith(b'{"hooks"'):
             self._on_hooks(data.decode(), self._channel)
         else:
             self.failure = engine_init.failure_of(data)
+
+    def _starved(self, fds: list[int]) -> None:
+        """A message without (all of) its descriptors: the kernel had no more for us."""
+        for fd in fds:
+            os.close(fd)
+        self.failure = Failure(operation="take a descriptor from", object="the new process", errno=errno.EMFILE,
+                               hint="raise the limit of open files of the calling process (ulimit -n)")  # fmt: skip
+        self.signal(signal.SIGKILL)
 
     def _close_channel(self) -> None:
         if self._channel is not None:
@@ -148,6 +154,7 @@ class Child:
     def _exited(self, _events: int) -> None:
         while self._channel is not None:
             self._heard(0)
+        self._reap_driver()
         pid, status, usage = os.wait4(self.pid, os.WNOHANG)
         self._loop.forget(self.pidfd)
         if pid == 0:
