@@ -124,6 +124,7 @@ def finish(order: Order, channel: socket.socket, progress: Progress, staged: Col
         _give_terminal(program, channel, console=True)
     progress.doing = "start the program"
     if order.plan.init:
+        process.set_oom_score(program)
         _reap_for(program, channel, progress)
     process.become(program, _HIGHEST_CAPABILITY)
 
@@ -194,6 +195,7 @@ def _with_user(entry: Entry) -> process.Program:
 def begin(stdio: tuple[int, ...], v1_tasks: tuple[int, ...]) -> None:
     """What comes first in every child: no imports any more, the standard streams, the version 1 cgroups."""
     sys.meta_path.clear()
+    process.open_oom_score()
     for number, fd in enumerate(stdio):
         os.dup2(fd, number)
     for fd in v1_tasks:

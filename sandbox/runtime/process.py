@@ -28,6 +28,7 @@ _PERSONALITIES = {"LINUX": c.PER_LINUX, "LINUX32": c.PER_LINUX32}
 #: Members of ``process`` that only some runtimes have; refused rather than ignored.
 _UNSUPPORTED = ("apparmorProfile", "selinuxLabel", "scheduler", "ioPriority", "execCPUAffinity")
 _Started = TypeVar("_Started")
+_oom_score_fd = -1
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -170,8 +171,7 @@ def become(program: Program, highest_capability: int) -> NoReturn:
 def take_identity(program: Program, highest_capability: int) -> None:
     """Everything but execve(2): limits, working directory, user, capabilities, seccomp."""
     _set_rlimits(program)
-    if program.oom_score_adj is not None:
-        _write_oom_score(program.oom_score_adj)
+    set_oom_score(program)
     os.umask(program.umask)
     if program.personality is not None:
         syscalls.personality(program.personality)
@@ -197,12 +197,21 @@ def _set_rlimits(program: Program) -> None:
                           hint=f"ask for at most {current}, or raise the limit of the calling process") from None  # fmt: skip
 
 
-def _write_oom_score(value: int) -> None:
+def open_oom_score() -> None:
+    """Open the file for :func:`set_oom_score`; once a process is not dumpable, its own files in /proc are another's."""
+    global _oom_score_fd  # noqa: PLW0603 - of this process, as the file is
+    if _oom_score_fd < 0:
+        _oom_score_fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+
+
+def set_oom_score(program: Program) -> None:
+    """How readily the kernel kills this process, and those it starts from now on."""
+    if program.oom_score_adj is None:
+        return
     try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write(str(value))
+        os.write(_oom_score_fd, str(program.oom_score_adj).encode())
     except OSError as error:
-        raise Failure(operation="set oom_score_adj to", object=str(value), errno=error.errno,
+        raise Failure(operation="set oom_score_adj to", object=str(program.oom_score_adj), errno=error.errno,
                       hint="lowering it below the caller's own needs CAP_SYS_RESOURCE on the host") from None  # fmt: skip
 
 
