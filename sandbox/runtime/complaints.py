@@ -64,8 +64,8 @@ def _errno(text: str) -> int | None:
 
 
 def _unknown(complaint: _Complaint, command: str, code: int) -> Failure:
-    ended = f"killed by signal {-code}" if code < 0 else f"status {code}"
-    detail = complaint.text or f"{complaint.tool} {command} ended with {ended}, and wrote nothing about it"
+    ended = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+    detail = complaint.text or f"{complaint.tool} {command} {ended}, and wrote nothing about it"
     needed = _PROCESSES[complaint.tool]
     limit = (((complaint.spec.get("linux") or {}).get("resources") or {}).get("pids") or {}).get("limit")
     if not complaint.text and limit and 0 < limit < needed:
