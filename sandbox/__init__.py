@@ -47,12 +47,17 @@ if TYPE_CHECKING:
         read_env_file as read_env_file,
     )
     from sandbox.pods import (
+        DEVNULL as DEVNULL,
+        PIPE as PIPE,
+        STDOUT as STDOUT,
         LogRecord as LogRecord,
+        Options as Options,
         Process as Process,
         Result as Result,
         RunningContainer as RunningContainer,
         RunningPod as RunningPod,
         Stats as Stats,
+        Usage as Usage,
         run as run,
         start as start,
     )
@@ -81,7 +86,10 @@ _NAMES_OF = {
         "Container", "IoLimit", "Mount", "Percent", "Pod", "Resources", "Security", "Volume", "as_pod",
         "read_env_file",
     ),
-    "pods": ("LogRecord", "Process", "Result", "RunningContainer", "RunningPod", "Stats", "run", "start"),
+    "pods": (
+        "DEVNULL", "PIPE", "STDOUT", "LogRecord", "Options", "Process", "Result", "RunningContainer", "RunningPod",
+        "Stats", "Usage", "run", "start",
+    ),
     "probes": ("All", "Any", "Exec", "Healthcheck", "Http", "Log", "Notify", "Port"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _NAMES_OF.items() for name in names}

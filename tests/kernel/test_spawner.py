@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 from gate import requires
@@ -13,7 +14,7 @@ pytestmark = requires("root", "cgroup2")  # without a cgroup of its own a contai
 
 
 @pytest.fixture
-def pod():
+def pod() -> Iterator[sandbox.RunningPod]:
     with sandbox.start(image="host", command=["sleep", "inf"]) as running:
         for _ in range(3):  # the first exec is a copy of the shim, and asks for a spawner
             running.exec(["true"], check=True)
@@ -21,19 +22,19 @@ def pod():
         yield running
 
 
-def test_the_container_does_not_see_it(pod):
+def test_the_container_does_not_see_it(pod: sandbox.RunningPod) -> None:
     names = pod.exec(["sh", "-c", "cat /proc/[0-9]*/comm; true"]).stdout.split()
     assert "sleep" in names
     assert set(names) <= {"sleep", "sh", "cat"}
 
 
-def test_what_differs_between_programs_is_their_own(pod):
+def test_what_differs_between_programs_is_their_own(pod: sandbox.RunningPod) -> None:
     seen = pod.exec(["sh", "-c", 'echo "$A $PWD"; cat; echo oops >&2; exit 3'], input="in", env={"A": "1"}, cwd="/usr")
     assert (seen.stdout, seen.stderr, seen.returncode) == ("1 /usr\nin", "oops\n", 3)
     assert pod.exec(["sh", "-c", 'echo "$A $PWD"']).stdout == " /\n"
 
 
-def test_identity_and_confinement_are_those_of_a_first_exec():
+def test_identity_and_confinement_are_those_of_a_first_exec() -> None:
     probe = ["sh", "-c", "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp:)' /proc/self/status; umask; ls /proc/self/fd"]
     with sandbox.start(image="host", command=["sleep", "inf"], user="1000:1000") as pod:
         first = pod.exec(probe).stdout
@@ -41,7 +42,7 @@ def test_identity_and_confinement_are_those_of_a_first_exec():
         assert [pod.exec(probe).stdout for _ in range(3)] == [first] * 3
 
 
-def test_errors_are_the_same(pod):
+def test_errors_are_the_same(pod: sandbox.RunningPod) -> None:
     for _ in range(2):
         with pytest.raises(sandbox.CommandNotFound, match="nope"):
             pod.exec(["nope"])
@@ -51,7 +52,7 @@ def test_errors_are_the_same(pod):
         pod.exec(["true"], cwd="/proc/self/fd/3")
 
 
-def test_a_timeout_kills_the_tree_and_the_container_still_ends(pod):
+def test_a_timeout_kills_the_tree_and_the_container_still_ends(pod: sandbox.RunningPod) -> None:
     with pytest.raises(sandbox.TimeoutExpired):
         pod.exec(["sh", "-c", "sleep 60 & setsid sleep 60 & sleep 60"], timeout=0.2)
     deadline = time.monotonic() + 2
@@ -62,11 +63,11 @@ def test_a_timeout_kills_the_tree_and_the_container_still_ends(pod):
     assert pod.wait(5) == -9
 
 
-def _command_lines(pod):
-    return pod.exec(["sh", "-c", "cat /proc/[0-9]*/cmdline"]).stdout
+def _command_lines(pod: sandbox.RunningPod) -> str:
+    return str(pod.exec(["sh", "-c", "cat /proc/[0-9]*/cmdline"]).stdout)
 
 
-def test_what_a_program_leaves_running_is_left_alone(pod):
+def test_what_a_program_leaves_running_is_left_alone(pod: sandbox.RunningPod) -> None:
     pod.exec(["sh", "-c", "sleep 50 >/dev/null 2>&1 &"])
     for _ in range(3):
         pod.exec(["true"], check=True)
@@ -77,7 +78,7 @@ def test_what_a_program_leaves_running_is_left_alone(pod):
     assert "sleep\x0050" in _command_lines(pod)
 
 
-def test_two_at_once(pod):
+def test_two_at_once(pod: sandbox.RunningPod) -> None:
     slow = pod.popen(["sh", "-c", "sleep 0.3; echo slow"], stdout=sandbox.pods.PIPE)
     assert pod.exec(["echo", "quick"]).stdout == "quick\n"
     out, _ = slow.communicate(timeout=5)
@@ -85,7 +86,7 @@ def test_two_at_once(pod):
     assert out == "slow\n"
 
 
-def test_tight_containers_do_without():
+def test_tight_containers_do_without() -> None:
     with sandbox.start(image="host", command=["sleep", "inf"], pids=3) as pod:
         for _ in range(4):
             assert pod.exec(["true"]).returncode == 0
