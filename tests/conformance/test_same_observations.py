@@ -68,7 +68,8 @@ CASES = {
         {"ulimits": {"nofile": (100, 200), "core": 0}, "sysctls": {"net.core.somaxconn": "99", "kernel.shmmax": "4096"},
          "working_dir": "/new/directory", "oom_score_adj": 500, "env": {"OWN": "a b=c"}},
         {"rlimits.RLIMIT_NOFILE": [100, 200], "rlimits.RLIMIT_CORE": [0, 0], "sysctls.net/core/somaxconn": "99",
-         "sysctls.kernel/shmmax": "4096", "identity.cwd": "/new/directory", "rights.oom_score_adj": "500", "identity.env.OWN": "a b=c"},
+         "sysctls.kernel/shmmax": "4096", "identity.cwd": "/new/directory", "rights.oom_score_adj": "500",
+         "identity.env.OWN": "a b=c"},
     ),
     "terminal": Case({"tty": True}, {
         "terminal.name": "/dev/pts/0", "terminal.controls": True, "terminal.console": True, "identity.env.TERM": "xterm",
