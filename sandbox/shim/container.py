@@ -249,8 +249,7 @@ class Container:
     def end_spawner(self) -> None:
         """The container has ended: a spawner is outside of its process namespace and does not end with it."""
         if self.spawner is not None:
-            self.spawner.retire()
-            self.forget_spawner(self.spawner)
+            self.spawner.end()
 
     def remove_cgroup(self) -> None:
         """Remove its cgroup with all leaves; nothing is in them any more, as a rule."""
@@ -263,9 +262,9 @@ class Container:
 
     def close(self) -> None:
         """Close its descriptors."""
-        for fd in (*self.namespaces.values(), *(self._v1_tasks or ())):
+        for fd in (*self.namespaces.values(), *(self._v1_tasks or ()), *(fd for fd, _ in self.pending_logs)):
             os.close(fd)
-        self.namespaces, self._v1_tasks = {}, None
+        self.namespaces, self._v1_tasks, self.pending_logs = {}, None, []
 
     def oci_state(self) -> dict[str, Any]:
         """The state document of the OCI runtime spec (runtime.md#state)."""

@@ -22,6 +22,8 @@ from .loop import Loop
 
 #: Seconds without work after which a spawner is let go, with the little memory it takes.
 _PATIENCE = 2.0
+#: Seconds until one looks again for a process that has ended in the hands of a tracer.
+_TRACED_AGAIN = 0.02
 
 
 class SpawnedChild:
@@ -123,17 +125,21 @@ class Spawner:
             message = self._launch.channel.recv(65536)
         except ConnectionResetError:
             message = b""
-        child = self._child
         if not message:
-            # Killed with the tree of the program that it was running, or by the container's end.
-            self._child = None
-            self.retire()
-            self._adopt_strays()
-            self.on_death()
-            if child is not None:
-                child.ended(-signal.SIGKILL, {})
+            self.end()
             return
-        self._understand(json.loads(message), child)
+        self._understand(json.loads(message), self._child)
+
+    def end(self) -> None:
+        """It was killed with the tree of the program that it was running, or has to go as its container has ended."""
+        if not self.alive:
+            return
+        child, self._child = self._child, None
+        self.retire()
+        self._adopt_strays()
+        self.on_death()
+        if child is not None:
+            child.ended(-signal.SIGKILL, {})
 
     def _adopt_strays(self) -> None:
         """The spawner's program is the shim's child now; unless it is reaped, the container's init cannot end."""
@@ -144,9 +150,14 @@ class Spawner:
 
     def _reap(self, pid: int, pidfd: int, _events: int) -> None:
         self._loop.forget(pidfd)
+        try:
+            reaped, _ = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            reaped = pid
+        if reaped == 0:  # traced by a program of the container, which sees its end first (ptrace(2))
+            self._loop.later(_TRACED_AGAIN, lambda: self._loop.watch(pidfd, functools.partial(self._reap, pid, pidfd)))
+            return
         os.close(pidfd)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
 
     def _understand(self, answer: dict[str, Any], child: SpawnedChild | None) -> None:
         if "ready" in answer:
@@ -171,6 +182,6 @@ def _children_in(leaf: Cgroup) -> Iterator[int]:
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
             with contextlib.suppress(OSError):
-                parent = (read(f"/proc/{entry}/stat") or "").rpartition(")")[2].split()[1]
-                if int(parent) == os.getpid() and f"{name}\n" in (read(f"/proc/{entry}/cgroup") or ""):
+                fields = (read(f"/proc/{entry}/stat") or "").rpartition(")")[2].split()
+                if fields[1:2] == [str(os.getpid())] and f"{name}\n" in (read(f"/proc/{entry}/cgroup") or ""):
                     yield int(entry)
