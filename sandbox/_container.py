@@ -139,7 +139,10 @@ class ContainerFace:
     # -- files ----------------------------------------------------------------------------------------------------
 
     def read_bytes(self, path: str | os.PathLike[str]) -> bytes:
-        """The contents of a regular file. Links lead nowhere but into the container's own root."""
+        """The contents of a regular file. Links lead nowhere but into the container's own root.
+
+        Not for ``/proc/self``: the reader is no process of the container; ``exec(["cat", …])`` is.
+        """
         with os.fdopen(self._one().files.open(_absolute(path), os.O_RDONLY), "rb") as file:
             return file.read()
 
@@ -239,6 +242,13 @@ class ContainerFace:
         me = self._one()
         document = me.exit or me.inspect()["exit"]
         return document["returncode"] if document else None
+
+    @property
+    def usage(self) -> Usage | None:
+        """What it used in all, once it has ended."""
+        me = self._one()
+        document = me.exit or me.inspect()["exit"]
+        return Usage.from_message(document["usage"]) if document and "usage" in document else None
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its command to end (and not be restarted) and return the exit status."""
@@ -350,12 +360,6 @@ class RunningContainer(ContainerFace):
                         found: dict[str, Any] = container
                         return found
         return {"name": self.name, "state": "stopped", "exit": self.exit, "pid": None}
-
-    @property
-    def usage(self) -> Usage | None:
-        """What it used in all, once it has ended."""
-        document = self.exit or self.inspect()["exit"]
-        return Usage.from_message(document["usage"]) if document and "usage" in document else None
 
     def exited(self, document: Mapping[str, Any], doing: str) -> ContainerExited:
         """The error for somebody who needed it alive."""

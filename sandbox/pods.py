@@ -14,7 +14,7 @@ from sandbox._launch import Options, Preparation, Prepared, start_error
 from sandbox._output import LogRecord, Stats
 from sandbox._process import DEVNULL, PIPE, STDOUT, AnyText, Process, Result, Streams, Usage
 from sandbox._start import start_all
-from sandbox.errors import CalledProcessError, PodStateError, SandboxError, TimeoutExpired
+from sandbox.errors import CalledProcessError, PodStateError, SandboxError, ShimError, TimeoutExpired
 from sandbox.models import Container, Pod, as_pod
 from sandbox.shim.client import Shim, own_shim
 
@@ -132,9 +132,10 @@ class RunningPod(ContainerFace):
         self._removed = True
         for container in self.containers.values():
             if container.exit is None:
-                container.exit = container.inspect()["exit"]
+                with contextlib.suppress(ShimError):
+                    container.exit = container.inspect()["exit"]
             container.release()
-        with contextlib.suppress(PodStateError):
+        with contextlib.suppress(PodStateError, ShimError):
             self.shim.call("pod.remove", pod=self.id)
 
 

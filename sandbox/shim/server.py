@@ -40,10 +40,12 @@ def main(directory: RuntimeDirectory, control_fd: int, wait_fd: int, idmap: IdMa
     """The child's side of the monitor's clone3: process 1 of its own process namespace."""
     status = 1
     try:
-        if os.read(wait_fd, 1):
+        syscalls.prctl(c.PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.read(wait_fd, 1):  # the end of file if the monitor was gone before that
             os.close(wait_fd)
             if not privileged:
                 become_root()
+                syscalls.prctl(c.PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of credentials clears it
             status = _serve(directory, control_fd, idmap, privileged=privileged)
     except BaseException:  # noqa: BLE001 - it is told to the client, and the process ends
         sys.excepthook(*sys.exc_info())
