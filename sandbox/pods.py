@@ -135,7 +135,7 @@ class RunningPod(ContainerFace):
                 with contextlib.suppress(ShimError):
                     container.exit = container.inspect()["exit"]
             container.release()
-        with contextlib.suppress(PodStateError, ShimError):
+        with contextlib.suppress(PodStateError):
             self.shim.call("pod.remove", pod=self.id)
 
 
