@@ -85,7 +85,7 @@ def runner_for_crun() -> Runner:
 def timed_run(argv: Sequence[str]) -> dict[str, Any]:
     """Seconds, exit status and error output of a command."""
     began = time.perf_counter()
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    done = subprocess.run(argv, input=b"", capture_output=True, check=False)
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "status": done.returncode, "stderr": done.stderr.decode(errors="replace")[-2000:]}
 
