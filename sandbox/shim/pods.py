@@ -306,7 +306,7 @@ class Pods:
     def _files(self, message: Message, _fds: list[int], answers: Answers) -> None:
         """``{"pod", "container"}`` → a socket to an agent that has the container's files (:mod:`.files`)."""
         container = self._container(message)
-        if not container.namespaces:
+        if "mount" not in container.namespaces:
             raise Failure("PodStateError", operation="reach the files of", object=container.name, state=container.state)
         pid, pidfd, sock = files.start(container.namespaces)
         self._pod(message).helpers.append((pid, pidfd))
