@@ -22,7 +22,7 @@ from sandbox.linux.users import UserDatabase, UserNotFoundError
 from . import beneath, hooks, process, rootfs as roots
 from .failure import Failure, describe
 from .plan import Plan
-from .steps import Step
+from .steps import Step, about
 
 #: Read once, in the shim: /proc/sys may be masked in a container.
 _HIGHEST_CAPABILITY = capabilities.last()
@@ -258,7 +258,8 @@ def _make_root(order: Order, channel: socket.socket, progress: Progress, staged:
 def make_read_only(root_fd: int, target: str) -> None:
     """Make the mount at ``target`` of the new root read-only."""
     fd = beneath.locate(root_fd, target)
-    syscalls.mount_setattr(fd, "", c.AT_EMPTY_PATH, attr_set=c.MOUNT_ATTR_RDONLY)
+    with about(target):
+        syscalls.mount_setattr(fd, "", c.AT_EMPTY_PATH, attr_set=c.MOUNT_ATTR_RDONLY)
     os.close(fd)
 
 
@@ -300,6 +301,10 @@ def _reap_for(program: process.Program, channel: socket.socket, progress: Progre
             os.tcsetpgrp(0, os.getpid())
             signal.signal(signal.SIGTTOU, signal.SIG_DFL)
         progress.doing = "start the program"
+        # Nobody but root may join the namespaces of a process that is not dumpable (setns(2)), and process 1 stays so.
+        own = syscalls.pidfd_open(os.getpid())
+        socket.send_fds(channel, [b'{"program": true}'], [own])
+        os.close(own)
         return
     channel.close()
     syscalls.close_range(0)

@@ -112,12 +112,16 @@ def _start_anew(order: init.Order, idmap: IdMap, pod: Mapping[str, int] | None, 
 
 def open_namespaces(pid: int, kinds: Iterable[str]) -> dict[str, int]:
     """Descriptors of the namespaces of a process that others will join: the pod's, and its own process and mount ones."""
-    wanted = (*POD_NAMESPACES, "pid", "mount")
-    return {
-        kind: os.open(f"/proc/{pid}/ns/{c.NAMESPACES[kind][1]}", os.O_RDONLY | os.O_CLOEXEC)
-        for kind in kinds
-        if kind in wanted
-    }
+    opened: dict[str, int] = {}
+    try:
+        for kind in kinds:
+            if kind in (*POD_NAMESPACES, "pid", "mount"):
+                opened[kind] = os.open(f"/proc/{pid}/ns/{c.NAMESPACES[kind][1]}", os.O_RDONLY | os.O_CLOEXEC)
+    except BaseException:
+        for fd in opened.values():
+            os.close(fd)
+        raise
+    return opened
 
 
 def _clone(order: init.Order, channel: socket.socket, pod: Mapping[str, int] | None, cgroup_fd: int) -> tuple[int, int]:

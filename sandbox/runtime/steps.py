@@ -7,9 +7,11 @@ outside.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from sandbox.linux import constants as c, syscalls
@@ -152,6 +154,14 @@ class Bind(NamedTuple):
             _set_propagation(scene, self.target, self.options.propagation)
 
     def _attributed(self, mount_fd: int) -> int:
+        try:
+            self._set_attributes(mount_fd)
+        except KernelError:
+            os.close(mount_fd)
+            raise
+        return mount_fd
+
+    def _set_attributes(self, mount_fd: int) -> None:
         if attributes := _attributes(self.options.flags):
             syscalls.mount_setattr(mount_fd, "", c.AT_EMPTY_PATH, attr_set=attributes)
         if self.options.recursive_set or self.options.recursive_clear:
@@ -159,7 +169,6 @@ class Bind(NamedTuple):
                 mount_fd, "", c.AT_EMPTY_PATH | c.AT_RECURSIVE,
                 attr_set=self.options.recursive_set, attr_clr=self.options.recursive_clear,
             )  # fmt: skip
-        return mount_fd
 
 
 def explain_source(error: KernelError, source: str, wanted_by: str) -> Failure:
@@ -225,6 +234,11 @@ class Mask(NamedTuple):
         target_fd = _locate_or_none(scene, self.path)
         if target_fd is None:
             return
+        with about(self.path):
+            self._cover(scene, target_fd)
+
+    @staticmethod
+    def _cover(scene: Scene, target_fd: int) -> None:
         try:
             directory = stat.S_ISDIR(os.fstat(target_fd).st_mode)
             cover = syscalls.open_tree(
@@ -252,6 +266,11 @@ class ReadOnly(NamedTuple):
         target_fd = _locate_or_none(scene, self.path)
         if target_fd is None:
             return
+        with about(self.path):
+            self._remount(target_fd)
+
+    @staticmethod
+    def _remount(target_fd: int) -> None:
         try:
             mount_fd = syscalls.open_tree(
                 "", c.OPEN_TREE_CLONE | c.OPEN_TREE_CLOEXEC | c.AT_EMPTY_PATH | c.AT_RECURSIVE, target_fd
@@ -265,6 +284,16 @@ class ReadOnly(NamedTuple):
                 os.close(mount_fd)
         finally:
             os.close(target_fd)
+
+
+@contextlib.contextmanager
+def about(path: str) -> Iterator[None]:
+    """Calls on a descriptor have no name for their object: it is ``path``."""
+    try:
+        yield
+    except KernelError as error:
+        error.object = error.object or path
+        raise
 
 
 def _locate_or_none(scene: Scene, path: str) -> int | None:

@@ -30,6 +30,8 @@ _KILL_ROUNDS = 1000
 
 #: Seconds until one looks again for a process that has ended in the hands of a tracer.
 _TRACED_AGAIN = 0.02
+#: Messages that bring a descriptor, and what it is to the child.
+_GIVEN = {b'{"notify": true}': "notify", b'{"terminal": true}': "terminal", b'{"program": true}': "entrance"}
 
 
 class Child:
@@ -46,6 +48,8 @@ class Child:
         self.failure: Failure | None = None
         self.terminal = -1
         self.notify = -1
+        #: A pidfd by which others may join its namespaces: its own, or that of the program below a reaping init.
+        self.entrance = launch.pidfd
         self._loop = loop
         self._channel: socket.socket | None = launch.channel
         #: Until an external engine's driver has handed over the init, `pid` is the driver's.
@@ -99,11 +103,9 @@ class Child:
                 self._on_running()
         elif len(fds) == 3 and data.startswith(b'{"init"'):
             self._adopt(json.loads(data)["init"], *fds)
-        elif fds and data.startswith(b'{"notify"'):
-            self.notify = fds[0]
-        elif fds and data.startswith(b'{"terminal"'):
-            self.terminal = fds[0]
-        elif data.startswith((b'{"init"', b'{"notify"', b'{"terminal"')):
+        elif fds and (attribute := _GIVEN.get(data)):
+            setattr(self, attribute, fds[0])
+        elif data.startswith(b'{"init"') or data in _GIVEN:
             self._starved(fds)
         elif data.startswith(b'{"hooks"'):
             self._on_hooks(data.decode(), self._channel)
@@ -130,7 +132,7 @@ class Child:
         self._driven = False
         self._loop.forget(self.pidfd)
         self._loop.watch(self.pidfd, lambda _events: self._reap_driver())
-        self.pid, self.pidfd = pid, pidfd
+        self.pid, self.pidfd, self.entrance = pid, pidfd, pidfd
         self._namespaces |= {"pid": pid_namespace, "mount": mount_namespace}
         self._loop.watch(pidfd, self._exited)
 
@@ -161,6 +163,8 @@ class Child:
             # A program of the container traces it, and gets to see its end first (ptrace(2)); it must not stop us.
             self._loop.later(_TRACED_AGAIN, lambda: self._loop.watch(self.pidfd, self._exited))
             return
+        if self.entrance != self.pidfd:
+            os.close(self.entrance)
         os.close(self.pidfd)
         self.returncode = os.waitstatus_to_exitcode(status)
         self.finished = time.time()

@@ -74,7 +74,7 @@ class Execs:
         try:
             return native.execute(
                 program, user, pidns_fd=container.namespaces["pid"], own_pidns_fd=self._world.own_pidns_fd,
-                init_pidfd=container.child.pidfd, namespaces=list(container.plan.namespaces), stdio=fds[:3],
+                init_pidfd=container.child.entrance, namespaces=list(container.plan.namespaces), stdio=fds[:3],
                 placement=native.Placement(directory, container.v1_tasks()), mark=mark,
             )  # fmt: skip
         finally:
@@ -93,7 +93,7 @@ class Execs:
         directory = leaf.open_directory()
         try:
             launch = spawner.start(
-                program, pidns_fd=container.namespaces["pid"], init_pidfd=container.child.pidfd,
+                program, pidns_fd=container.namespaces["pid"], init_pidfd=container.child.entrance,
                 namespaces=list(container.plan.namespaces),
                 placement=native.Placement(directory, container.v1_tasks()),
             )  # fmt: skip
