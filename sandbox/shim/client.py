@@ -167,7 +167,7 @@ class OwnShim(Shim):
         """With what it had to say: its error output is kept."""
         status = None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            status = self._monitor.wait(1.0)
+            status = self._end_of_shim(1.0)
         said = os.pread(self._errors, 65536, 0).decode(errors="replace").strip()
         if (reported := self._first_words()) is not None:
             reported.logs = tuple(said.splitlines())
@@ -178,6 +178,14 @@ class OwnShim(Shim):
             "the process that holds the pods is gone, and every pod with it", operation="ask the shim",
             exit_status=status, logs=said or None,
         )  # fmt: skip
+
+    def _end_of_shim(self, timeout: float) -> int:
+        """Wait for the monitor, which tells how the shim has ended; was it killed itself, its work is done here."""
+        status = self._monitor.wait(timeout)
+        if status < 0:
+            clean_up(self.directory)
+            return status
+        return 128 - status if status > 128 else status
 
     def _first_words(self) -> SandboxError | None:
         """What a shim says that cannot even start."""
@@ -200,7 +208,7 @@ class OwnShim(Shim):
         if self._pid != os.getpid():
             return
         try:
-            self._monitor.wait(_CLOSE_PATIENCE)
+            self._end_of_shim(_CLOSE_PATIENCE)
         except subprocess.TimeoutExpired:
             self._monitor.kill()
             self._monitor.wait()

@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
     os.close(go)
     status = _wait(pid, pidfd, client_pidfd)
     clean_up(directory)
-    os._exit(min(abs(status), 255))
+    os._exit(status if status >= 0 else 128 - status)  # as a shell would tell
 
 
 def _no_namespaces(error: KernelError) -> Failure:
