@@ -73,6 +73,7 @@ def _serve(
         progress.doing = "join the container"
         syscalls.setns(pidns_fd, c.CLONE_NEWPID)
         syscalls.setns(init_pidfd, flags)
+        channel = _only(channel)
         become_root()
         syscalls.prctl(c.PR_SET_DUMPABLE, 0)
         os.setsid()
@@ -87,6 +88,13 @@ def _serve(
             _run(pickle.loads(message), fds, program, channel)  # noqa: S301 - from the shim, over a socketpair
     except BaseException as error:  # noqa: BLE001 - it is told to who waits, and the process ends
         init.report(channel, error, progress)
+
+
+def _only(channel: socket.socket) -> socket.socket:
+    """Close everything else: a copy of the shim's descriptors would keep the namespaces of other pods alive."""
+    keep = os.dup2(channel.fileno(), 3)
+    syscalls.close_range(4)
+    return socket.socket(fileno=keep)
 
 
 def _run(request: Request, fds: list[int], program: process.Program, channel: socket.socket) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from gate import requires
@@ -92,3 +95,31 @@ def test_tight_containers_do_without() -> None:
             assert pod.exec(["true"]).returncode == 0
             time.sleep(0.02)
         assert pod.stats().pids.current == 1
+
+
+def test_it_keeps_nothing_of_other_pods(pod: sandbox.RunningPod) -> None:
+    with sandbox.start(image="host", command=["sleep", "inf"]) as other:
+        for _ in range(2):
+            other.exec(["true"])
+            time.sleep(0.05)
+        theirs = _namespaces(pod)
+        assert theirs
+        pod.close()
+        deadline = time.monotonic() + 2
+        while theirs & _all_namespaces() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not theirs & _all_namespaces()
+
+
+def _namespaces(pod: sandbox.RunningPod) -> set[str]:
+    listing = pod.exec(["sh", "-c", "readlink /proc/1/ns/net /proc/1/ns/mnt /proc/1/ns/user"])
+    return set(listing.stdout.split())
+
+
+def _all_namespaces() -> set[str]:
+    """Every namespace that a process is in or has a descriptor of."""
+    found = set()
+    for directory in (*Path("/proc").glob("[0-9]*/ns"), *Path("/proc").glob("[0-9]*/fd")):
+        with contextlib.suppress(OSError):
+            found |= {os.readlink(path) for path in directory.iterdir()}
+    return found
