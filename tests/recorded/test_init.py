@@ -255,6 +255,6 @@ def test_a_shim_that_is_gone_ends_the_child(monkeypatch: pytest.MonkeyPatch) -> 
 def test_kernel_errors_have_the_class_of_their_errno() -> None:
     for number, kind in ((errno.ENOENT, FileNotFoundError), (errno.ESRCH, ProcessLookupError), (errno.EPERM, PermissionError)):
         error = KernelError(number, "do", "it")
-        assert isinstance(error, kind)
+        assert issubclass(type(error), kind)
         assert (error.errno, str(error)) == (number, f"do `it`: {os.strerror(number)}")
     assert type(KernelError(errno.EINVAL, "do")) is KernelError
