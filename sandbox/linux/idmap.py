@@ -74,6 +74,11 @@ def is_privileged() -> bool:
     return os.geteuid() == 0 and in_initial_user_namespace() and bool(effective() & CAP_SYS_ADMIN)
 
 
+def outside_uid() -> int:
+    """The caller's user id in the parent user namespace."""
+    return _outside(_read_map("uid_map"), os.geteuid())
+
+
 def _read_map(name: str) -> tuple[IdRange, ...]:
     with open(f"/proc/self/{name}") as file:
         return tuple(IdRange(*map(int, line.split())) for line in file)

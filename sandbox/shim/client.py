@@ -236,8 +236,15 @@ def own_shim() -> OwnShim:
     global _own  # noqa: PLW0603 - one per process is the point
     with _lock:
         if _own is None or not _own.usable:
-            sweep()
-            _own = OwnShim()
+            try:
+                sweep()
+                _own = OwnShim()
+            except SandboxError:
+                raise
+            except OSError as error:
+                raise ShimError(
+                    str(error), operation="start the shim", hint="XDG_RUNTIME_DIR can name another place for its directory"
+                ) from error  # fmt: skip
         return _own
 
 

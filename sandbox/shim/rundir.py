@@ -12,6 +12,8 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 
+from sandbox.linux.idmap import outside_uid
+
 LOCK = "lock"
 SOCKET = "shim.sock"
 _TRACES = "cgroups"
@@ -26,7 +28,8 @@ def base_directory() -> str:
     elif runtime and os.path.isdir(runtime) and os.stat(runtime).st_uid == uid:
         base = f"{runtime}/sandbox"
     else:
-        base = f"/tmp/sandbox-{uid}"
+        # Root of a user namespace is somebody else outside, and /tmp may be shared with other such roots.
+        base = f"/tmp/sandbox-{outside_uid()}"
     with contextlib.suppress(FileExistsError):
         os.mkdir(base, 0o700)
     state = os.lstat(base)

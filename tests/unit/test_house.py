@@ -27,6 +27,9 @@ MAX_LINES = 500
 
 #: room of the house → the only things beyond the standard library (and itself) that it may import. The longest
 #: matching name rules; a name stands for all that lies below it, `sandbox._*` for the private modules of the top.
+#: What probes need of the live side: running programs, and lines of logs.
+PROGRAMS = {"sandbox._output", "sandbox._process"}
+
 ARROWS: dict[str, set[str]] = {
     "sandbox.linux": set(),
     "sandbox.runtime": {"sandbox.linux"},
@@ -41,9 +44,7 @@ ARROWS: dict[str, set[str]] = {
     "sandbox.images": {"attrs", "sandbox.errors", "sandbox.linux", "sandbox.oci", "zstandard"},
     "sandbox.cgroups": {"attrs", "sandbox.errors", "sandbox.linux", "sandbox_systemd"},
     "sandbox.network": {"attrs", "sandbox.errors", "sandbox.linux"},
-    "sandbox.probes": {
-        "attrs", "sandbox._*", "sandbox._output", "sandbox._process", "sandbox._text", "sandbox.errors", "sandbox.linux",
-    },  # fmt: skip
+    "sandbox.probes": {"attrs", "sandbox._*", "sandbox._text", "sandbox.errors", "sandbox.linux"} | PROGRAMS,
     "sandbox": {"attrs", "cattrs", "pyseccomp"},
     "pytest_sandbox": {"attrs", "pluggy", "pytest", "sandbox", "xdist"},
 }
