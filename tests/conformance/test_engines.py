@@ -237,7 +237,7 @@ def test_a_pod_that_is_removed_while_it_starts(options: Options) -> None:
         shim = own_shim()
         (pod,) = [x for x in shim.call("pod.list")["pods"] if x["containers"] and x["containers"][0]["state"] == "creating"]
         shim.call("pod.remove", pod=pod["id"])
-        with pytest.raises(SandboxError, match="before it (had started|could tell)"):
+        with pytest.raises(SandboxError, match=r"before it (had started|could tell)"):
             start.result(10)
     assert _until(lambda: not _processes(mark)), _processes(mark)
     assert sandbox.run(["true"], options=options).returncode == 0
