@@ -7,6 +7,7 @@ is the shim's, so it is not dumpable.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from sandbox.linux import capabilities, constants as c, netlink, syscalls
+from sandbox.linux.errors import KernelError
 from sandbox.linux.idmap import become_root
 from sandbox.linux.users import UserDatabase, UserNotFoundError
 
@@ -160,6 +162,9 @@ def enter(entry: Entry, channel: socket.socket) -> NoReturn:
     try:
         begin(entry.stdio, entry.v1_tasks)
         progress.doing = "join the container"
+        # It is seen from within already, and until it executes its program its memory is the shim's.
+        syscalls.prctl(c.PR_SET_DUMPABLE, 0)
+        own_keyring()
         syscalls.setns(entry.init_pidfd, entry.flags)
         become_root()
         syscalls.prctl(c.PR_SET_DUMPABLE, 0)
@@ -204,10 +209,27 @@ def begin(stdio: tuple[int, ...], v1_tasks: tuple[int, ...]) -> None:
 
 
 def own_identity() -> None:
-    """Be root of the new user namespace, unobserved, in a session of one's own."""
+    """Be root of the new user namespace, unobserved, in a session and with a keyring of one's own."""
+    own_keyring()
     become_root()
     syscalls.prctl(c.PR_SET_DUMPABLE, 0)
     os.setsid()
+
+
+def own_keyring() -> None:
+    """Programs that may use keyctl(2) would otherwise find each other's keys in the shim's session keyring.
+
+    Called before the user changes: it counts against the quota of whoever runs the shim, which for root has no bound.
+    """
+    try:
+        syscalls.join_session_keyring()
+    except KernelError as error:
+        if error.errno == errno.EDQUOT:
+            raise Failure(operation="make a session keyring", errno=errno.EDQUOT,
+                          cause="this user has as many keys as the kernel allows",
+                          hint="raise kernel.keys.maxkeys (sysctl)") from None  # fmt: skip
+        if error.errno != errno.ENOSYS:
+            raise
 
 
 def _name_namespaces(plan: Plan, progress: Progress) -> None:

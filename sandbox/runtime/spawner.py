@@ -71,6 +71,7 @@ def _serve(
     try:
         init.begin((), v1_tasks)
         progress.doing = "join the container"
+        init.own_keyring()
         syscalls.setns(pidns_fd, c.CLONE_NEWPID)
         syscalls.setns(init_pidfd, flags)
         channel = _only(channel)
