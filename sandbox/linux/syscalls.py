@@ -191,6 +191,16 @@ def join_session_keyring() -> None:
     invoke(_keyctl, "keyctl", "session keyring", _NUMBERS["keyctl"], KEYCTL_JOIN_SESSION_KEYRING, 0)
 
 
+def set_title(title: str) -> None:
+    """Overwrite this process's /proc/self/cmdline, which anyone who sees the process may read (proc_pid_stat(5))."""
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, the 48th and 49th field
+    if 0 < start < end:
+        ctypes.memset(start, 0, end - start)
+        ctypes.memmove(start, title.encode()[: end - start - 1], min(len(title.encode()), end - start - 1))
+
+
 def sethostname(name: str) -> None:
     """sethostname(2)."""
     encoded = os.fsencode(name)
@@ -205,6 +215,6 @@ def personality(persona: int) -> None:
 __all__ = [
     "AT_FDCWD", "AT_SYMLINK_NOFOLLOW", "KernelError", "capset", "clone3", "close_range", "invoke",
     "join_session_keyring", "mount", "mount_setattr", "move_mount", "open_tree", "openat2", "personality",
-    "pidfd_open", "pidfd_send_signal", "pivot_root", "prctl", "seccomp_filter", "sethostname", "setns", "umount",
+    "pidfd_open", "pidfd_send_signal", "pivot_root", "prctl", "seccomp_filter", "set_title", "sethostname", "setns", "umount",
     "unshare",
 ]  # fmt: skip

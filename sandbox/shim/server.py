@@ -71,6 +71,7 @@ def _serve(directory: RuntimeDirectory, control_fd: int, idmap: IdMap, *, privil
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
     listener = _listen(directory)
     _enter_own_mounts(directory)
+    syscalls.set_title("sandbox: shim")
     pod_map = idmap if privileged else nested(idmap)
     world = World(
         loop=Loop(), space=directory.space, idmap=pod_map, soft_files=limits[0], privileged=privileged,
