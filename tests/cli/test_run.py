@@ -197,7 +197,8 @@ class Typist:
                 data = b""
             assert data, f"the end; only saw {self.seen!r}"
             self.seen += data.decode()
-        seen, self.seen = self.seen, ""
+        end = self.seen.index(text) + len(text)  # what came in the same moment is for the next look
+        seen, self.seen = self.seen[:end], self.seen[end:]
         return seen
 
     def status(self) -> int:
