@@ -120,7 +120,13 @@ class FileAgent:
 
 
 def _save(fd: int, path: Path, entry: Mapping[str, Any]) -> None:
-    with os.fdopen(fd, "rb") as source, path.open("wb") as sink:
+    """Write a file. A link in its place, made by an earlier copy of what the container had then, is not followed."""
+    with os.fdopen(fd, "rb") as source, open(path, "wb", opener=_open_here) as sink:
         shutil.copyfileobj(source, sink, _COPY)
+        sink.flush()
         os.fchmod(sink.fileno(), entry["mode"] & 0o777)
-    os.utime(path, ns=(entry["mtime_ns"], entry["mtime_ns"]))
+        os.utime(sink.fileno(), ns=(entry["mtime_ns"], entry["mtime_ns"]))
+
+
+def _open_here(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

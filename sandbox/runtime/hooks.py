@@ -12,7 +12,7 @@ from typing import Any
 
 from sandbox.linux import syscalls
 
-from .failure import Failure
+from .failure import Failure, invalid
 from .process import parse_env
 
 #: Seconds a hook may take if it sets no timeout of its own.
@@ -25,29 +25,24 @@ def run(hooks: Iterable[Mapping[str, Any]], kind: str, state: Mapping[str, Any])
     Blocks; called in a process of its own or in the container's init. The first failure raises :class:`Failure`.
     """
     document = json.dumps(state).encode()
-    before = signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a hook need not read its input
-    try:
-        for hook in hooks:
-            _run_one(hook, kind, document)
-    finally:
-        signal.signal(signal.SIGPIPE, before)
+    for hook in hooks:
+        _run_one(hook, kind, document)
 
 
 def _run_one(hook: Mapping[str, Any], kind: str, document: bytes) -> None:
-    read_end, write_end = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _execute(hook, read_end)
-    os.close(read_end)
-    try:
-        os.write(write_end, document)
-    except BrokenPipeError:
-        pass
-    finally:
-        os.close(write_end)
-    status = _wait(pid, hook.get("timeout") or DEFAULT_TIMEOUT)
+    timeout = hook.get("timeout") or DEFAULT_TIMEOUT
+    if timeout < 0:
+        raise invalid(f"$.hooks.{kind}", f"the timeout {timeout} of the hook {hook['path']} is negative")
+    # No pipe: a hook need not read its input, and a state larger than a pipe would keep us from looking at the time.
+    with os.fdopen(os.memfd_create("state", os.MFD_CLOEXEC), "r+b") as stdin:
+        stdin.write(document)
+        stdin.seek(0)
+        pid = os.fork()
+        if pid == 0:
+            _execute(hook, stdin.fileno())
+    status = _wait(pid, timeout)
     if status != 0:
-        reason = f"timed out after {hook.get('timeout') or DEFAULT_TIMEOUT} s" if status is None else f"status {status}"
+        reason = f"timed out after {timeout} s" if status is None else f"status {status}"
         raise Failure(operation=f"run the {kind} hook", object=hook["path"], detail=reason)
 
 

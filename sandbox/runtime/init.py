@@ -28,6 +28,8 @@ from .steps import Step, about
 
 #: Read once, in the shim: /proc/sys may be masked in a container.
 _HIGHEST_CAPABILITY = capabilities.last()
+#: Characters of one text in an error; six bytes each at most, a dozen texts, and the shim reads 64 KiB.
+_LONGEST_FACT = 2000
 
 
 class Order(NamedTuple):
@@ -75,10 +77,20 @@ def encode(message: dict[str, Any]) -> bytes:
     return json.dumps(message).encode()
 
 
+def encode_error(error: BaseException, doing: str) -> bytes:
+    """What went wrong; long texts (a PATH, a command) are cut, for the message has to be received whole."""
+    facts = describe(error, doing)
+    return encode({"error": {name: _cut(fact) if isinstance(fact, str) else fact for name, fact in facts.items()}})
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_FACT else f"{text[:_LONGEST_FACT]}…"
+
+
 def report(channel: socket.socket, error: BaseException, progress: Progress) -> NoReturn:
     """Tell what went wrong, and end."""
     try:
-        channel.send(encode({"error": describe(error, progress.doing)}))
+        channel.send(encode_error(error, progress.doing))
     finally:
         os._exit(1)
 
@@ -361,6 +373,7 @@ __all__ = [
     "begin",
     "bind_notify",
     "encode",
+    "encode_error",
     "enter",
     "failure_of",
     "finish",

@@ -16,6 +16,7 @@ from sandbox.linux import constants as c, syscalls
 from sandbox.linux.idmap import IdMap, write_map
 
 from . import init, rootfs as roots
+from .failure import invalid
 from .plan import Plan
 from .process import Program
 
@@ -76,6 +77,8 @@ def start(
     prepared: dict[str, int] = {}
     try:
         for bind in plan.binds:
+            if bind.target in prepared:
+                raise invalid("$.mounts", f"two bind mounts at {bind.target}")
             prepared[bind.target] = bind.prepare(userns_fd)
         order = init.Order(
             plan, rootfs, clones, prepared, tuple(stdio), placement.v1_tasks, scratch, dict(state), notify

@@ -160,6 +160,8 @@ def _mount(mount: Mapping[str, Any], place: str) -> Step:
     texts = (mount.get("destination"), *options)
     if not all(isinstance(text, str) for text in texts):
         raise invalid(place, "destination and options are texts")
+    if any("\0" in str(text) for text in (mount.get("type"), mount.get("source"), *options)):
+        raise invalid(place, "a NUL character in type, source or options")
     if mount.get("uidMappings") or mount.get("gidMappings"):
         return _new_mount(mount, place)
     return _known_mount(mount["destination"], mount.get("type"), mount.get("source"), options, place)

@@ -28,6 +28,8 @@ _PERSONALITIES = {"LINUX": c.PER_LINUX, "LINUX32": c.PER_LINUX32}
 #: Members of ``process`` that only some runtimes have; refused rather than ignored.
 _UNSUPPORTED = ("apparmorProfile", "selinuxLabel", "scheduler", "ioPriority", "execCPUAffinity")
 _Started = TypeVar("_Started")
+#: (uid_t) -1, in both guises of it (setresuid(2)).
+_NO_ID = (1 << 32) - 1
 _oom_score_fd = -1
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -86,7 +88,7 @@ def parse(
     args = tuple(process.get("args") or ())
     if not args:
         raise invalid("$.process.args", "there is no command to run")
-    if any("\0" in text for text in (*args, *(process.get("env") or ()), process.get("cwd", ""))):
+    if any("\0" in text for text in (*args, *(process.get("env") or ()), process.get("cwd") or "")):
         raise invalid("$.process", "a NUL character in args, env or cwd")
     user = process.get("user") or {}
     window = process.get("consoleSize")
@@ -234,11 +236,18 @@ def enter_cwd(cwd: str) -> None:
                       cause="it leads out of the container's root" if outside else None) from None  # fmt: skip
 
 
+def _check_ids(*numbers: int) -> None:
+    """-1 would mean "leave it as it is": root would stay root."""
+    if not all(0 <= number < _NO_ID for number in numbers):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
 def _drop_privileges(program: Program, highest: int) -> None:
     sets = program.capabilities
     capabilities.drop_bounding(sets.bounding, highest)
     syscalls.prctl(c.PR_SET_KEEPCAPS, 1)
     try:
+        _check_ids(program.uid, program.gid, *program.groups)
         if program.may_set_groups:
             os.setgroups(program.groups)
         elif program.groups:

@@ -109,6 +109,8 @@ def _write_files(upper: str, target: str, files: tuple[tuple[str, str], ...]) ->
     """Put files where the overlay will show them: in the upper layer, before it is one, where nothing is in the way."""
     below = target.rstrip("/") + "/"
     for path, text in files:
+        if ".." in path.split("/"):
+            raise invalid("rootfs.files", f"{path!r} contains `..`")
         if not path.startswith(below):
             continue
         place = f"{upper}/{path[len(below):]}"

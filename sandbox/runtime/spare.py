@@ -66,19 +66,22 @@ class Spare(NamedTuple):
 
 def template(plan: Plan) -> tuple[Step, ...]:
     """The steps of ``plan`` that need to know nothing of its root or its cgroup."""
-    return tuple(step for step in plan.steps if _can_be_staged(step))
+    mounted = {step.target for step in plan.steps if isinstance(step, MountFilesystem)}
+    # What has no mount of its own is a directory of the root, and cannot be moved there.
+    stages = tuple(stage for stage in _STAGES if stage in mounted)
+    return tuple(step for step in plan.steps if _can_be_staged(step, stages))
 
 
-def _can_be_staged(step: Step) -> bool:
+def _can_be_staged(step: Step, stages: tuple[str, ...]) -> bool:
     if isinstance(step, Sysctl):
-        return True
+        return "/proc" in stages
     if isinstance(step, MountFilesystem):
-        return _below_stage(step.target)
-    return isinstance(step, (Device, Symlink, ReadOnly, Mask)) and _below_stage(step.path)
+        return _below(step.target, stages)
+    return isinstance(step, (Device, Symlink, ReadOnly, Mask)) and _below(step.path, stages)
 
 
-def _below_stage(path: str) -> bool:
-    return path.startswith(tuple(f"{stage}/" for stage in _STAGES)) or path in _STAGES
+def _below(path: str, stages: tuple[str, ...]) -> bool:
+    return path.startswith(tuple(f"{stage}/" for stage in stages)) or path in stages
 
 
 def make(steps: tuple[Step, ...], *, idmap: IdMap, scratch: str, placement: Placement) -> Spare:

@@ -19,7 +19,7 @@ from sandbox.linux import capabilities, constants as c, syscalls
 from sandbox.linux.idmap import become_root
 
 from . import init, process
-from .failure import Failure, describe
+from .failure import Failure
 from .native import Launch, Placement
 
 _HIGHEST_CAPABILITY = capabilities.last()
@@ -109,7 +109,7 @@ def _run(request: Request, fds: list[int], program: process.Program, channel: so
 
         pid = process.execute(wanted, spawn)
     except (OSError, Failure) as error:
-        _send(channel, {"error": describe(error, "start the program")})
+        channel.send(init.encode_error(error, "start the program"), socket.MSG_NOSIGNAL)
         return
     finally:
         for fd in fds:

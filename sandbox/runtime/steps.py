@@ -317,7 +317,16 @@ class Sysctl(NamedTuple):
     def execute(self, scene: Scene) -> None:
         relative = self.name if "/" in self.name else self.name.replace(".", "/")
         try:
-            fd = syscalls.openat2(f"/proc/sys/{relative}", os.O_WRONLY, resolve=c.RESOLVE_IN_ROOT, dir_fd=scene.root_fd)
+            directory = beneath.locate(scene.root_fd, "/proc/sys", follow=False)
+            try:
+                if os.fstat(directory).st_dev == os.fstat(scene.root_fd).st_dev:
+                    raise OSError(errno.ENOENT, "it belongs to the root file system, not to the kernel")
+                # Nothing above /proc/sys is meant, and a FIFO that somebody mounted there must not hold us up.
+                fd = syscalls.openat2(
+                    relative, os.O_WRONLY | os.O_NONBLOCK, resolve=c.RESOLVE_BENEATH | c.RESOLVE_NO_SYMLINKS, dir_fd=directory
+                )  # fmt: skip
+            finally:
+                os.close(directory)
             try:
                 os.write(fd, self.value.encode())
             finally:

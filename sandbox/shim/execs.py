@@ -117,8 +117,7 @@ class Execs:
         def over() -> None:
             _tell(running, used_before, answers)
             if made.alive and not made.alone():
-                made.retire()
-                container.forget_spawner(made)
+                made.let_go()
 
         quiet = bool(message.get("quiet"))
         child = made.take(

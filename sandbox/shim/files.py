@@ -74,7 +74,7 @@ def _serve(sock: socket.socket) -> None:
                 protocol.send(sock, answer, [answer_fd] if answer_fd >= 0 else [])
                 if answer_fd >= 0:
                     os.close(answer_fd)
-        except (OSError, Failure) as error:
+        except (OSError, Failure, ValueError, RecursionError) as error:  # what a tree or a path can be made to cause
             protocol.send(sock, {"error": describe(error, str(message["op"]), str(message.get("path")))})
         finally:
             for fd in fds:

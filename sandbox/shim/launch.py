@@ -14,7 +14,7 @@ from sandbox.linux import syscalls
 from sandbox.linux.cgroup import Cgroup
 from sandbox.runtime import external, hooks, native, spare
 from sandbox.runtime.failure import Failure, describe
-from sandbox.runtime.init import Order
+from sandbox.runtime.init import Order, encode_error
 
 from .answers import Answers
 from .container import Child, Container
@@ -292,7 +292,7 @@ def _killed_hooks(kind: str) -> Failure:
 
 
 def _hooks_failure(kind: str, error: BaseException) -> bytes:
-    return json.dumps({"error": describe(error, f"run the {kind} hooks")}).encode()
+    return encode_error(error, f"run the {kind} hooks")
 
 
 def _vanished(child: Child) -> Failure:

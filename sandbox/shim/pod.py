@@ -79,7 +79,8 @@ class Pod:
 
     def __init__(self, world: World, document: Mapping[str, Any]) -> None:
         self.id: str = document["id"]
-        _check_name(self.id)
+        check_name(self.id)
+        _check_grant(document.get("cgroup") or {})
         self.meta: dict[str, Any] = dict(document.get("meta") or {})
         self.created = time.time()
         self.containers: dict[str, Container] = {}
@@ -210,7 +211,7 @@ class Pod:
 
     def _make_volume(self, volume: Mapping[str, Any]) -> None:
         """A tmpfs that its containers share, like Kubernetes' emptyDir: mode 0777 as a rule, gone with the pod."""
-        _check_name(volume["name"])
+        check_name(volume["name"])
         path = f"{self._world.space}/pods/{self.id}/volumes/{volume['name']}"
         os.makedirs(path, 0o711)
         uid, gid = self._world.idmap.root
@@ -283,7 +284,14 @@ def _write_setting(cgroup: Cgroup, setting: limits.Setting) -> None:
         ) from None  # fmt: skip
 
 
-def _check_name(name: str) -> None:
+def _check_grant(grant: Mapping[str, Any]) -> None:
+    """Everything in a pod's cgroup is killed in the end, so it has to be the one that was meant."""
+    for path in (grant.get("v2"), *(grant.get("v1") or {}).values()):
+        if path is not None and (not path.startswith("/") or ".." in path.split("/")):
+            raise Failure("SpecError", operation="use the cgroup", object=path, detail="not a plain absolute path")
+
+
+def check_name(name: str) -> None:
     """Names become parts of paths and cgroups."""
     if not name or len(name) > 128 or name.startswith((".", "-")) or not all(ch.isalnum() or ch in "-_." for ch in name):
         raise Failure("SpecError", operation="use the name", object=str(name)[:200],

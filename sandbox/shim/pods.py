@@ -17,7 +17,7 @@ from .answers import Answers
 from .container import Container
 from .execs import Execs
 from .launch import Launcher
-from .pod import Pod, World
+from .pod import Pod, World, check_name
 
 Message = dict[str, Any]
 Operation = Callable[[Message, list[int], Answers], None]
@@ -173,6 +173,7 @@ class Pods:
 
     def _make_container(self, pod: Pod, message: Message, fds: list[int], answers: Answers) -> Container:
         name = message["name"]
+        check_name(name)
         if pod.removing or name in pod.containers:
             raise Failure("PodStateError", operation="start container", object=name,
                           detail="the pod is being removed" if pod.removing else "it exists already")  # fmt: skip

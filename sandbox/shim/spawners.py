@@ -73,13 +73,15 @@ class Spawner:
         self.on_death: Callable[[], None] = lambda: None
         self._loop, self._launch = loop, launch
         self._ready = False
+        self._leaving = False
         self._child: SpawnedChild | None = None
         self._last_used = time.monotonic()
         loop.watch(launch.channel.fileno(), self._heard)
 
     def can_take(self, program: Program) -> bool:
         """Whether it is free for a program of this identity."""
-        return self.alive and self._ready and self._child is None and spawner.identity(program) == self.identity
+        free = self.alive and self._ready and not self._leaving and self._child is None
+        return free and spawner.identity(program) == self.identity
 
     def take(
         self, program: Program, stdio: Sequence[int], *, announce: bool,
@@ -103,10 +105,18 @@ class Spawner:
         if not self.alive:
             return
         if self._child is None and time.monotonic() - self._last_used >= _PATIENCE:
-            self.retire()
-            self.on_death()
+            self.let_go()
             return
         self._loop.later(_PATIENCE, self.let_go_when_idle)
+
+    def let_go(self) -> None:
+        """Kill it, and go on. It needs the processor to die, and may have to wait for its busy container's share."""
+        if self.alive and not self._leaving:
+            self._leaving = True
+            self._loop.forget(self._launch.channel.fileno())
+            with contextlib.suppress(ProcessLookupError):
+                syscalls.pidfd_send_signal(self._launch.pidfd, signal.SIGKILL)
+            self._loop.watch(self._launch.pidfd, lambda _events: self.end())
 
     def retire(self) -> None:
         """Kill it; returns when it is gone."""
@@ -114,6 +124,7 @@ class Spawner:
             return
         self.alive = False
         self._loop.forget(self._launch.channel.fileno())
+        self._loop.forget(self._launch.pidfd)
         self._launch.channel.close()
         with contextlib.suppress(ProcessLookupError):
             syscalls.pidfd_send_signal(self._launch.pidfd, signal.SIGKILL)
