@@ -15,7 +15,7 @@ from hostile_house import PATIENCE, House, spec
 def house(tmp_path: Path) -> Iterator[House]:
     for directory in (tmp_path, *tmp_path.parents[:3]):
         with contextlib.suppress(OSError):
-            directory.chmod(0o755)
+            directory.chmod(directory.stat().st_mode | 0o055)  # the last may be /tmp itself
     house = House(tmp_path)
     mounts = Path("/proc/self/mountinfo").read_text()
     yield house
