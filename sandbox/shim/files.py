@@ -110,12 +110,14 @@ def _open_regular(path: str, flags: int, mode: int) -> int:
 
 def _replace(path: str, flags: int) -> int:
     """A file of the image that even root may not write (it belongs to nobody here) can still be replaced."""
-    with open(path, "rb") as source:
-        mode = stat.S_IMODE(os.fstat(source.fileno()).st_mode)
-        data = b"" if flags & os.O_TRUNC else source.read()
-    fresh = f"{path}.sandbox-new"
-    fd = os.open(fresh, flags & ~os.O_TRUNC | os.O_EXCL | os.O_CLOEXEC, mode)
-    os.write(fd, data)
+    source = _open_regular(path, os.O_RDONLY, 0)
+    try:
+        fresh = f"{path}.sandbox-new"
+        fd = os.open(fresh, flags & ~os.O_TRUNC | os.O_EXCL | os.O_CLOEXEC, stat.S_IMODE(os.fstat(source).st_mode))
+        if not flags & os.O_TRUNC:
+            _copy(source, fd)
+    finally:
+        os.close(source)
     os.rename(fresh, path)
     if not flags & os.O_APPEND:
         os.lseek(fd, 0, os.SEEK_SET)

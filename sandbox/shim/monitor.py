@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 
 from sandbox.linux import cgroup, constants as c, syscalls
 from sandbox.linux.errors import KernelError
@@ -114,8 +115,19 @@ def _wait(pid: int, pidfd: int, client_pidfd: int) -> int:
 
 
 def clean_up(directory: RuntimeDirectory) -> None:
-    """Remove what a dead shim left: its cgroups, its runtime directory. Safe to repeat."""
-    for path in directory.traces():
-        with contextlib.suppress(OSError):
-            cgroup.Cgroup(path).remove()
-    directory.remove()
+    """Remove what a dead shim left: its cgroups, its runtime directory. Safe to repeat.
+
+    The directory says what there is to remove, so it stays until all of that is gone: the next shim tries again.
+    """
+    left = [path for path in directory.traces() if not _removed(path)]
+    if not left:
+        directory.remove()
+
+
+def _removed(path: str) -> bool:
+    try:
+        cgroup.Cgroup(path).remove()
+    except OSError as error:
+        sys.stderr.write(f"remove {path}: {error}\n")
+        return False
+    return True

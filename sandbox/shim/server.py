@@ -159,11 +159,14 @@ class Server:
     def _request(self, connection: socket.socket) -> None:
         try:
             message, fds = protocol.receive(connection)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             sys.stderr.write(f"shim: {error}\n")
             return
         if message is None:
             self._disconnected(connection)
+            return
+        if not fds:
+            sys.stderr.write("shim: a request without a socket for its answers\n")
             return
         answers = Answers(self._loop, fds.pop(0))
         try:

@@ -168,8 +168,9 @@ def _write(path: str) -> int:
 def kernel_files() -> dict[str, Any]:
     """Files of the kernel that hold for the whole machine."""
     paths = ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/sys/vm/overcommit_memory",
-             "/proc/sys/fs/file-max", "/proc/sysrq-trigger", "/proc/irq/default_smp_affinity", "/sys/kernel/mm/transparent_hugepage/enabled",
-             "/proc/sys/kernel/modprobe", "/sys/kernel/uevent_helper", "/proc/sys/kernel/ns_last_pid")  # fmt: skip
+             "/proc/sys/fs/file-max", "/proc/sysrq-trigger", "/proc/irq/default_smp_affinity",
+             "/sys/kernel/mm/transparent_hugepage/enabled", "/proc/sys/kernel/modprobe", "/sys/kernel/uevent_helper",
+             "/proc/sys/kernel/ns_last_pid")  # fmt: skip
     return {path: outcome(lambda path=path: _write(path)) for path in paths if os.path.exists(path)}  # type: ignore[misc]
 
 

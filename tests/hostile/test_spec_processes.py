@@ -103,7 +103,7 @@ class TestHooks:
 
     def test_that_hang_hold_nobody_up(self, house: House) -> None:
         hook = {"path": "/bin/busybox", "args": ["busybox", "sleep", "5"], "timeout": 1}
-        request = {"pod": house.pod(), "name": "main", "spec": spec("true", hooks={"prestart": [hook]}),
+        request: dict[str, Any] = {"pod": house.pod(), "name": "main", "spec": spec("true", hooks={"prestart": [hook]}),
                    "rootfs": house.rootfs(), "stdio": "log"}  # fmt: skip
         with house.shim.ask("container.start", request) as waiting:
             assert house.run(spec("echo", "meanwhile"), timeout=2) == (0, "meanwhile\n")

@@ -134,7 +134,9 @@ class TestNames:
     @pytest.mark.parametrize("member", ["v2", "memory"])
     def test_of_a_cgroup(self, house: House, member: str, tmp_path: Path) -> None:
         path = f"{tmp_path}/x/../y"
-        grant = {"v2": path if member == "v2" else None, "v1": {} if member == "v2" else {member: path}, "controllers": []}
+        grant: dict[str, Any] = {"v2": None, "v1": {member: path}, "controllers": []}
+        if member == "v2":
+            grant |= {"v2": path, "v1": {}}
         with pytest.raises(errors.SpecError, match="y"):
             house.run(spec("true"), pod=house.pod() | {"cgroup": grant})
         assert not (tmp_path / "y").exists()

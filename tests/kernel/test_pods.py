@@ -232,6 +232,9 @@ def test_popen_signals_the_process_alone_and_kills_the_tree(sleeper: RunningPod)
         assert process.stdout.readline() == "got it\n"
         process.kill()
         assert process.wait(20) == -signal.SIGKILL
+    deadline = time.monotonic() + 5  # its relatives were killed with it, and die beside it
+    while sleeps(sleeper, 777) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert sleeps(sleeper, 777) == 0
 
 
