@@ -284,6 +284,7 @@ class TestTerminal:
 
 
 class TestContainer:
+    @requires("subuid")
     def test_is_as_the_options_say(self, cli: Any, tmp_path: Path) -> None:
         (tmp_path / "env").write_text("FROM_FILE=1\n")
         tmp_path.chmod(0o755)  # the program is another user
