@@ -305,6 +305,11 @@ def _locate_or_none(scene: Scene, path: str) -> int | None:
         raise
 
 
+def is_mounted(fd: int, root_fd: int) -> bool:
+    """Whether what is behind ``fd`` belongs to another file system than the root."""
+    return os.fstat(fd).st_dev != os.fstat(root_fd).st_dev
+
+
 class Sysctl(NamedTuple):
     """A kernel parameter of the container's own namespaces (sysctl(8) name, dots or slashes)."""
 
@@ -319,7 +324,7 @@ class Sysctl(NamedTuple):
         try:
             directory = beneath.locate(scene.root_fd, "/proc/sys", follow=False)
             try:
-                if os.fstat(directory).st_dev == os.fstat(scene.root_fd).st_dev:
+                if not is_mounted(directory, scene.root_fd):
                     raise OSError(errno.ENOENT, "it belongs to the root file system, not to the kernel")
                 # Nothing above /proc/sys is meant, and a FIFO that somebody mounted there must not hold us up.
                 fd = syscalls.openat2(

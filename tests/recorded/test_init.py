@@ -18,7 +18,7 @@ from sandbox import oci
 from sandbox.errors import SandboxError, SetupError
 from sandbox.linux.syscalls import KernelError
 from sandbox.models import Container, Pod, Resources, Security
-from sandbox.runtime import init, plan as plans, process, rootfs as roots
+from sandbox.runtime import init, plan as plans, process, rootfs as roots, steps
 
 #: What a container gets for /bin/true with one directory of the host, a sysctl and few paths to hide.
 CONTAINER = Container(
@@ -71,6 +71,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         *(f"root/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty")),
     )  # fmt: skip
     monkeypatch.chdir(scratch)
+    monkeypatch.setattr(steps, "is_mounted", lambda _fd, _root_fd: True)  # nothing is mounted here
     return scratch
 
 
@@ -138,6 +139,7 @@ def afresh(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if nothing had been run in the scene yet."""
     monkeypatch.undo()
     monkeypatch.chdir(scene)
+    monkeypatch.setattr(steps, "is_mounted", lambda _fd, _root_fd: True)
     for left in scene.glob("0.*"):
         left.unlink() if left.is_symlink() else left.rmdir()
 
