@@ -151,8 +151,8 @@ def test_the_order_of_the_steps(scene: Path, monkeypatch: pytest.MonkeyPatch, id
     assert text.startswith(GOLDEN)
     for earlier, later in (
         ("mount sysfs on /sys", "open_tree /dev/null"),
-        ("open_tree /dev/tty", "open /proc/sys/net/core/somaxconn"),
-        ("open /proc/sys/net/core/somaxconn", "move_mount to /proc/sys from copy of "),
+        ("open_tree /dev/tty", "open net/core/somaxconn"),
+        ("open net/core/somaxconn", "move_mount to /proc/sys from copy of "),
         ("move_mount to /proc/sys from copy of ", "move_mount to /proc/kcore from copy of /dev/null"),
         ("move_mount to /proc/kcore from copy of /dev/null", "fchdir to the new root"),
         ("fchdir to the new root", "pivot_root to ."),
