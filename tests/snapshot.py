@@ -16,6 +16,10 @@ Snapshot = Mapping[str, frozenset[str]]
 
 #: Seconds in which the kernel has to be done with what it does by and by: reaping, namespaces, empty cgroups.
 PATIENCE = 0.2
+#: Namespaces in which everything that a shim starts, and the shim itself, differs from us.
+_TELLING = ("user", "pid", "mnt")
+#: Owners from here on are nobody's own.
+_FIRST_SUB_ID = 65536
 #: What may end or vanish while we look: it was there before us.
 _MAY_END = frozenset({"processes", "namespaces", "files"})
 
@@ -59,22 +63,43 @@ def _process_directories() -> Iterator[Path]:
 
 
 def _processes() -> Iterator[str]:
-    """All but the kernel's own threads, and the dead that process 1 has not got round to; by number and birth."""
+    """By number and birth; not the kernel's threads, nor the dead that process 1 has not got round to."""
     for directory in _process_directories():
         with contextlib.suppress(OSError):
             stat = (directory / "stat").read_text()
             fields = stat.rpartition(")")[2].split()
             is_kernel_thread = int(fields[6]) & 0x00200000  # PF_KTHREAD
-            is_for_init_to_reap = fields[:2] == ["Z", "1"]
-            if not is_kernel_thread and not is_for_init_to_reap and int(directory.name) != os.getpid():
-                command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            if not is_kernel_thread and not _is_for_init_to_reap(directory) and _may_be_ours(directory, command):
                 name = stat.partition("(")[2].rpartition(")")[0]
                 yield f"{directory.name} {command[:200] or name} (state {fields[0]}, started {fields[19]})"
+
+
+def _is_for_init_to_reap(directory: Path) -> bool:
+    try:
+        return (directory / "stat").read_text().rpartition(")")[2].split()[:2] == ["Z", "1"]
+    except OSError:
+        return False
+
+
+def _may_be_ours(directory: Path, command: str) -> bool:
+    """Not what a desktop or a daemon starts meanwhile: ours are in namespaces of their own, or say what they are."""
+    if int(directory.name) == os.getpid():
+        return False
+    if "sandbox" in command or "busy.py" in command:
+        return True
+    try:
+        return any(os.readlink(directory / "ns" / kind) != os.readlink(f"/proc/self/ns/{kind}") for kind in _TELLING)
+    except OSError:
+        owner = directory.stat().st_uid
+        return owner == os.getuid() or owner >= _FIRST_SUB_ID
 
 
 def _namespaces() -> Iterator[str]:
     """Of all processes, and those that only a descriptor keeps alive, as far as we may look."""
     for directory in _process_directories():
+        if _is_for_init_to_reap(directory):
+            continue  # it still has the number of its process namespace
         for links in (directory / "ns", directory / "fd"):
             with contextlib.suppress(OSError):
                 for link in links.iterdir():
