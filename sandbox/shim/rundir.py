@@ -52,9 +52,13 @@ class RuntimeDirectory:
     @classmethod
     def create(cls) -> tuple[RuntimeDirectory, int]:
         """A new one, and the descriptor that holds its lock: the directory counts as alive until all copies close."""
-        directory = cls(f"{base_directory()}/{os.urandom(6).hex()}")
+        base, name = base_directory(), os.urandom(6).hex()
+        # Under a name that nobody looks at until the lock is held: without it, it would count as abandoned.
+        directory, final = cls(f"{base}/.{name}"), cls(f"{base}/{name}")
         os.mkdir(directory.path, 0o700)
-        return directory, directory.lock()
+        lock = directory.lock()
+        os.rename(directory.path, final.path)
+        return final, lock
 
     def note_traces(self, paths: Iterable[str]) -> None:
         """Write down what has to be removed if the shim is killed, before it is made."""
@@ -94,7 +98,7 @@ def shims() -> Iterator[RuntimeDirectory]:
     """The directories of this user, dead ones too."""
     base = base_directory()
     for name in sorted(os.listdir(base)):
-        if os.path.isdir(f"{base}/{name}"):
+        if not name.startswith(".") and os.path.isdir(f"{base}/{name}"):
             yield RuntimeDirectory(f"{base}/{name}")
 
 
