@@ -78,7 +78,7 @@ class RuntimeDirectory:
 
     def remove(self) -> None:
         """Remove the directory and the files in it."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             for name in os.listdir(self.path):
                 os.unlink(f"{self.path}/{name}")
             os.rmdir(self.path)
