@@ -71,6 +71,14 @@ class Peer:
         """Give everything back."""
         self.runner.close()
 
+    def run_detached(self, command: list[str]) -> None:
+        """Run what leaves a container behind, with a file for its output.
+
+        Not with our pipes, or reading them would never end; and not with /dev/null: crun gives the streams to the
+        root of the container, and the host's node would belong to a sub-id from then on.
+        """
+        self.runner.run(["sh", "-c", 'exec "$@" >"$0" 2>&1', str(self.work / "output"), *command])
+
     def next_id(self) -> str:
         """A new name for a container."""
         self._count += 1
@@ -129,10 +137,10 @@ class _Runtime(Peer):
 
     @contextlib.contextmanager
     def container(self) -> Iterator[None]:
-        """A detached container. Its streams must not be our pipes, or reading them would never end."""
+        """A detached container."""
         self._id = self.next_id()
         run = [*self.command, "run", "--detach", "--bundle", str(self.work / "stay"), self._id]
-        self.runner.run(["sh", "-c", 'exec "$@" >/dev/null 2>&1', "sh", *run])
+        self.run_detached(run)
         try:
             yield
         finally:
@@ -224,7 +232,7 @@ class Podman(Peer):
         name = self._id = self.next_id()
         options = ["--detach", "--network=none", "--name", name, *self._limits]
         run = [*self.command, "run", *options, material.TAG, *FOREVER]
-        self.runner.run(["sh", "-c", 'exec "$@" >/dev/null 2>&1', "sh", *run])
+        self.run_detached(run)
         try:
             yield
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,9 +38,12 @@ def test_ours_alone(tmp_path: Path) -> None:
     assert rows["gone after kill -9"]["ours"] > 0
 
 
-@pytest.mark.parametrize("peer", ["bwrap", "crun (crun spec)", "runc (runc spec)"])
+@pytest.mark.parametrize("peer", ["bwrap", "crun (crun spec)", "crun (our spec)", "runc (runc spec)"])
 def test_a_peer_is_measured_or_the_reason_is_told(tmp_path: Path, peer: str) -> None:
+    before = os.stat("/dev/null")
     found = bench(tmp_path / "bench.json", "--only", "peers", "--peers", peer)
+    after = os.stat("/dev/null")
+    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
     rows = [row for row in found["rows"] if row["peer"] == peer]  # type: ignore[attr-defined]
     if rows:
         assert found["missing"] == {}
