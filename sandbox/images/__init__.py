@@ -54,8 +54,9 @@ def resolve(reference: str, *, store: Store | str | Path | None = None) -> Image
     """The image behind a reference, verified and unpacked.
 
     :param reference: ``host``, ``dir:PATH``, ``oci:PATH[:TAG]``, ``oci-archive:PATH[:TAG]``,
-        ``docker-archive:PATH[:NAME]``, a path (``./rootfs``), or what a registered source knows
-    :param store: where unpacked layers are kept; by default this user's store, see :meth:`Store.default`
+        ``docker-archive:PATH[:NAME]``, a path (``./rootfs``), what a registered source knows, or the name, digest
+        or id of an image in the store
+    :param store: where images are kept; by default this user's store, see :meth:`Store.default`
     :raises ImageNotFound: there is no such image
     :raises ImageVerificationError: a blob is not what its digest or size says
     :raises ImageError: the reference or the image is bad; the message has the layer and the entry
@@ -66,6 +67,11 @@ def resolve(reference: str, *, store: Store | str | Path | None = None) -> Image
 
     parsed = parse(reference, registered_transports())
     place = store if isinstance(store, Store) else Store(store) if store is not None else Store.default()
+    if parsed.transport == "docker":
+        from sandbox.images.stored import Images
+
+        if (found := Images(place).resolve(parsed)) is not None:
+            return found
     return find_source(parsed.transport).resolve(parsed, place)
 
 

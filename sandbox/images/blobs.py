@@ -14,7 +14,7 @@ from sandbox.errors import ImageError, ImageVerificationError
 from sandbox.images.errors import ImageTooLarge, LayerError, MediaTypeError
 from sandbox.images.limits import Limits
 
-__all__ = ["Blobs", "LayerBlob", "PlainLayer", "read_document"]
+__all__ = ["Blobs", "LayerBlob", "PlainLayer", "new_hash", "read_document"]
 
 _CHUNK = 1 << 20
 _OUTPUT = 4 << 20  # most that one step of decompression may give

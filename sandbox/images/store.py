@@ -1,16 +1,16 @@
-"""The store: unpacked layers, each once, for all images and all processes of a user.
+"""The store: blobs and unpacked layers, each once, for all images and all processes of a user.
 
 ::
 
+    blobs/sha256/<digest>                          manifests, configurations, layers as they came
+    images/, names/, cache/                        which manifests there are, and what they are called
     layers/sha256/<diff id>[+variant]/diff/        the files, in overlayfs form, never written to again
                                       layer.json   what unpacking came to
-    tmp/<name of the layer>~<random>/              a layer that is being unpacked
-    locks/<name of the layer>                      flock(2)ed by whoever unpacks it, and by its helper process
+    tmp/, locks/, leases/                          see :mod:`sandbox.images.places`
 
 A layer appears by rename(2), whole or not at all. Who wants one that is not there takes the layer's lock,
 looks again, and unpacks it. A process that is killed loses its lock with its life: what it left in ``tmp``
-is then recognised as dead (its lock is free) and removed by the next one that unpacks something. Nothing
-goes by age.
+is then recognised as dead (its lock is free) and removed by the next one that unpacks something.
 
 Root keeps layers under the ids they have in the image. Everyone else has them unpacked in a user namespace,
 so that on disk they carry this user's sub-ids; the id map is part of the layer's name.
@@ -25,9 +25,9 @@ import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,10 @@ import attrs
 
 from sandbox.errors import ImageError
 from sandbox.images.blobs import LayerBlob, PlainLayer
+from sandbox.images.blobstore import BlobStore
 from sandbox.images.errors import ImageTooLarge, LayerError, StoreError
 from sandbox.images.limits import DEFAULT_LIMITS, Limits
+from sandbox.images.places import Places, store_errors
 from sandbox.images.unpack import command
 from sandbox.linux.idmap import IdMap, host_map, is_privileged, run_in_mapped_namespace
 
@@ -66,7 +68,7 @@ class Layer:
 
 
 class Store:
-    """Unpacked layers below one directory.
+    """Blobs and unpacked layers below one directory. What images it has is told by :mod:`sandbox.images.stored`.
 
     >>> Store.default().layers([blob])[0].path
     PosixPath('/var/lib/sandbox/layers/sha256/…/diff')
@@ -89,6 +91,16 @@ class Store:
         :raises StoreError: this user has no home directory to put it in
         """
         return (_default_root() if self._given is None else Path(self._given)).absolute()
+
+    @cached_property
+    def places(self) -> Places:
+        """Its directories, locks and leases."""
+        return Places(self.root)
+
+    @cached_property
+    def blobs(self) -> BlobStore:
+        """Its blobs."""
+        return BlobStore(self.places)
 
     @cached_property
     def id_mapped(self) -> bool:
@@ -127,20 +139,12 @@ class Store:
                 operation="unpack",
                 object=blobs[0].image,
             )
-        try:
+        with store_errors("unpack", blobs[0].image, self.root):
             return self._stack(blobs)
-        except OSError as error:
-            raise StoreError(
-                operation="unpack",
-                object=blobs[0].image,
-                path=error.filename if isinstance(error.filename, str) else self.root,
-                errno=error.errno,
-                hint=f"the store is {self.root}; SANDBOX_STORE puts it elsewhere",
-            ) from error
 
     def scratch(self) -> Path:
         """A directory for files without a name, on the store's file system."""
-        return self._directory("tmp")
+        return self.places.directory("tmp")
 
     # -- finding and making
     # ----------------------------------------------------------------------------------------
@@ -156,6 +160,7 @@ class Store:
     def _all(self, blobs: Sequence[LayerBlob]) -> list[Layer]:
         """Each layer by itself. Those that are missing are unpacked in parallel."""
         names = [self._name(blob) for blob in blobs]
+        self.places.use(*(f"layers/{name}" for name in names))
         missing = {name: blob for name, blob in zip(names, blobs, strict=True) if self._find(name) is None}
         if len(missing) == 1:
             for name, blob in missing.items():
@@ -175,6 +180,7 @@ class Store:
         """A layer whose implicit directories look like those of the layers below: it depends on all of them."""
         chain = hashlib.sha256(" ".join(blob.diff_id for blob in blobs).encode()).hexdigest()[:16]
         name = f"{self._name(blobs[-1])}+on-{chain}"
+        self.places.use(f"layers/{name}")
         return self._find(name) or self._make(name, blobs[-1], [layer.path for layer in reversed(below)])
 
     def _name(self, blob: LayerBlob) -> str:
@@ -203,24 +209,24 @@ class Store:
 
     def _make(self, name: str, blob: LayerBlob, parents: Sequence[Path]) -> Layer:
         """Unpack a layer unless someone else just did."""
-        with self._lock(name) as lock:
+        with self.places.lock(name) as lock:
             found = self._find(name)
             if found is None:
-                self._sweep(name)
+                self.places.sweep(self._remove, held=name)
                 self._unpack(name, blob, parents, lock)
                 found = self._load(name)
             return found
 
     def _unpack(self, name: str, blob: LayerBlob, parents: Sequence[Path], lock: int) -> None:
         flat = name.replace("/", "-")
-        work = self._directory("tmp") / f"{flat}~{uuid.uuid4().hex[:12]}"
+        work = self.places.directory("tmp") / f"{flat}~{uuid.uuid4().hex[:12]}"
         work.mkdir(mode=0o700)
         try:
             (work / "diff").mkdir(mode=0o755)
             _plain_directory(work / "diff")
             facts = self._fill(work / "diff", blob, parents, lock)
             (work / "layer.json").write_text(json.dumps(facts))
-            final = self._directory("layers") / name
+            final = self.places.directory("layers") / name
             final.parent.mkdir(mode=0o700, exist_ok=True)
             work.rename(final)
         except BaseException:
@@ -269,40 +275,6 @@ class Store:
 
     # -- housekeeping
     # ----------------------------------------------------------------------------------------------
-
-    def _directory(self, name: str) -> Path:
-        """A directory of the store; nobody else may enter it: there are set-user-id programs inside."""
-        path = self.root / name
-        try:
-            path.mkdir(mode=0o700, exist_ok=True)
-        except FileNotFoundError:
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.mkdir(mode=0o700, exist_ok=True)
-        return path
-
-    @contextmanager
-    def _lock(self, name: str, wait: bool = True) -> Iterator[int]:
-        """Hold a layer's lock, as a descriptor that can be inherited.
-
-        :raises BlockingIOError: someone else holds it and ``wait`` is false
-        """
-        path = self._directory("locks") / name.replace("/", "-")
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            yield descriptor
-        finally:
-            os.close(descriptor)  # not unlocked: a helper that still runs keeps it held
-
-    def _sweep(self, held: str) -> None:
-        """Remove what the dead left behind: everything whose lock is free, or held by us."""
-        for work in list(self._directory("tmp").iterdir()):
-            name = work.name.partition("~")[0]
-            if name == held.replace("/", "-"):
-                self._remove(work)
-                continue
-            with suppress(BlockingIOError, FileNotFoundError), self._lock(name, wait=False):
-                self._remove(work)
 
     def _remove(self, tree: Path) -> None:
         if self.id_mapped:

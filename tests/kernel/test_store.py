@@ -251,7 +251,7 @@ def test_what_the_dead_left_is_swept_and_what_the_living_have_is_not(store: Stor
         (work / "diff/d").mkdir(parents=True)
         (work / "diff/d/f").write_text("x")
         (work / "diff/d").chmod(0o500)
-    with store._lock(alive.name.partition("~")[0]):
+    with store.places.lock(alive.name.partition("~")[0]):
         make.unpack(store, make.file("b"))
         assert [path.name for path in (store.root / "tmp").iterdir()] == [alive.name]
     make.unpack(store, make.file("c"))
@@ -271,7 +271,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
         assert "SANDBOX_STORE" in str(caught.value)
         assert list((store.root / "tmp").iterdir()) == []
     finally:
-        subprocess.run(["umount", small], check=True)
+        subprocess.run(["umount", "--lazy", small], check=True)  # this process uses the store until it ends
 
 
 # --- the overlay ------------------------------------------------------------------------------------------------------
