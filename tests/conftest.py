@@ -7,7 +7,7 @@ from collections.abc import Generator
 import gate
 import pytest
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "machines.inside"]
 
 #: A gated skip of this test was judged already; set on the item, read when its report is made.
 _JUDGED = pytest.StashKey[bool]()
@@ -28,6 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     names = [name for mark in item.iter_markers("requires") for name in mark.args]
+    if item.get_closest_marker("system_manager") is not None:
+        names.append("systemd.system")
     lacking = {name: reason for name in names if (reason := gate.missing(name)) is not None}
     if not lacking:
         return

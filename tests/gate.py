@@ -314,6 +314,23 @@ def _booted() -> str | None:
     return None if Path("/run/systemd/system").is_dir() else "the machine was not booted with systemd"
 
 
+@probe("systemd.system")
+def _system_manager() -> str | None:
+    """A system manager to test with: the machine's own inside a testbed, else a nested one (machines/nested.py)."""
+    from machines import nested
+
+    if nested.TESTBED in os.environ:
+        return _booted()
+    if os.geteuid() != 0:
+        return "not root"
+    try:
+        with nested.boot() as machine:
+            machine.run(["systemctl", "list-units"])
+    except (OSError, nested.MachineFailed) as error:
+        return f"no nested system manager: {error}"
+    return None
+
+
 @probe("schema")
 def _schema() -> str | None:
     if importlib.util.find_spec("jsonschema") is None:
@@ -348,6 +365,7 @@ EXPECTED_IN_CI: dict[str, tuple[Callable[[], bool], str]] = {
     "rootless": (_is_root, "the suite runs as an ordinary user as well"),
     "idmap": (lambda: not _is_root(), "only root may make idmapped mounts; the suite runs as root as well"),
     "cgroup2": (lambda: not _is_root(), "nobody delegates a cgroup to the throw-away user"),
+    "systemd.system": (lambda: not _is_root(), "only root may boot one; the suite runs as root as well"),
     "systemd.booted": (_always, "CI machines lack systemd as PID 1; private managers are tested instead"),
     **{
         f"cgroup2.{name}": (lambda: _hybrid() or not _is_root(), "a v1 hierarchy has the controller")
