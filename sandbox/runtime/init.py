@@ -278,6 +278,7 @@ def _make_root(order: Order, channel: socket.socket, progress: Progress, staged:
         progress.doing = step.describe()
         step.execute(scene)
     progress.doing = "enter the root file system"
+    _give_changes(order.rootfs, channel)
     if plan.read_only_root:
         for overlay in (*order.rootfs.overlays, roots.Overlay("/", ())):
             make_read_only(scene.root_fd, overlay.target)
@@ -287,6 +288,16 @@ def _make_root(order: Order, channel: socket.socket, progress: Progress, staged:
     os.chdir("/")
     if plan.propagation != c.MS_PRIVATE | c.MS_REC:
         syscalls.mount(None, "/", None, plan.propagation)
+
+
+def _give_changes(rootfs: roots.Rootfs, channel: socket.socket) -> None:
+    """The scratch file system, which nobody can reach any more once the root is entered: an image may be made of it."""
+    if not rootfs.whole:
+        return
+    roots.note_made()
+    fd = os.open(".", c.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    socket.send_fds(channel, [b'{"changes": true}'], [fd])
+    os.close(fd)
 
 
 def make_read_only(root_fd: int, target: str) -> None:

@@ -6,8 +6,9 @@ All of it is mounted by the container's own init in its own namespaces, so nothi
 from __future__ import annotations
 
 import errno
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from sandbox.linux import constants as c, syscalls
@@ -21,6 +22,8 @@ from .steps import Scene, attach, explain_source
 _MAX_LAYERS = 500
 #: Where in the scratch tmpfs mounts wait for the root they belong to.
 STAGE = "stage"
+#: In the scratch tmpfs: what the container changes of its image, and what of that is there before its program starts.
+UPPER, MADE = "0.upper", "made"
 
 
 class Overlay(NamedTuple):
@@ -44,6 +47,11 @@ class Rootfs(NamedTuple):
     skeleton: tuple[tuple[str, int | str], ...] = ()
     #: Files that are written into the new root: path → text.
     files: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether one overlay is all of the root, so that its upper directory has all that was changed."""
+        return self.overlays[0].target == "/"
 
 
 def parse(document: Mapping[str, Any]) -> Rootfs:
@@ -94,8 +102,7 @@ def move_staged(scene: Scene) -> None:
 
 def assemble(rootfs: Rootfs, clones: list[int], scratch: str, prepared: dict[str, int]) -> Scene:
     """Mount the root in the scratch tmpfs and return the scene for the steps that follow."""
-    whole = rootfs.overlays[0].target == "/"
-    if not whole:
+    if not rootfs.whole:
         syscalls.mount("root", "root", None, c.MS_BIND)
         _make_skeleton(rootfs.skeleton)
     remaining = list(clones)
@@ -103,6 +110,24 @@ def assemble(rootfs: Rootfs, clones: list[int], scratch: str, prepared: dict[str
         _mount_overlay(number, overlay, remaining, rootfs.files)
     root_fd = os.open("root", c.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     return Scene(root_fd, prepared, f"{scratch}/empty")
+
+
+def note_made() -> None:
+    """Write down, beside it, what lies in the upper directory: mount points and files of ours, no doing of the program's.
+
+    One entry is ``[path, file type and mode, uid, gid]``, of a path relative to the root.
+    """
+    with open(MADE, "w") as file:
+        json.dump(list(_made("")), file)
+
+
+def _made(below: str) -> Iterator[tuple[str, int, int, int]]:
+    with os.scandir(f"{UPPER}/{below}") as entries:
+        for entry in entries:
+            state = entry.stat(follow_symlinks=False)
+            yield below + entry.name, state.st_mode, state.st_uid, state.st_gid
+            if entry.is_dir(follow_symlinks=False):
+                yield from _made(f"{below}{entry.name}/")
 
 
 def _write_files(upper: str, target: str, files: tuple[tuple[str, str], ...]) -> None:

@@ -31,7 +31,8 @@ _KILL_ROUNDS = 1000
 #: Seconds until one looks again for a process that has ended in the hands of a tracer.
 _TRACED_AGAIN = 0.02
 #: Messages that bring a descriptor, and what it is to the child.
-_GIVEN = {b'{"notify": true}': "notify", b'{"terminal": true}': "terminal", b'{"program": true}': "entrance"}
+_GIVEN = {b'{"notify": true}': "notify", b'{"terminal": true}': "terminal", b'{"program": true}': "entrance",
+          b'{"changes": true}': "changes"}  # fmt: skip
 
 
 class Child:
@@ -48,6 +49,8 @@ class Child:
         self.failure: Failure | None = None
         self.terminal = -1
         self.notify = -1
+        #: The file system that has what it changes of its image (:func:`sandbox.runtime.rootfs.note_made`).
+        self.changes = -1
         #: A pidfd by which others may join its namespaces: its own, or that of the program below a reaping init.
         self.entrance = launch.pidfd
         self._loop = loop
@@ -268,6 +271,9 @@ class Container:
         """Close its descriptors."""
         for fd in (*self.namespaces.values(), *(self._v1_tasks or ()), *(fd for fd, _ in self.pending_logs)):
             os.close(fd)
+        if self.child is not None and self.child.changes >= 0:
+            os.close(self.child.changes)
+            self.child.changes = -1
         self.namespaces, self._v1_tasks, self.pending_logs = {}, None, []
 
     def oci_state(self) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class Pods:
             "container.stats": self._stats,
             "container.logs": self._logs,
             "container.files": self._files,
+            "container.changes": self._changes,
             "container.spec": self._spec,
             "container.exec": self._exec,
             "exec.signal": self._exec_signal,
@@ -313,6 +314,17 @@ class Pods:
         self._pod(message).helpers.append((pid, pidfd))
         with sock:
             answers.finish({"event": "files"}, [sock.fileno()])
+
+    def _changes(self, message: Message, _fds: list[int], answers: Answers) -> None:
+        """``{"pod", "container"}`` → the file system that has what it changed of its image."""
+        container = self._container(message)
+        fd = container.child.changes if container.child else -1
+        if fd < 0:
+            raise Failure("UnsupportedFeature", operation="read the changes of", object=container.name, feature="commit",
+                          cause="it runs on the host's own files" if not container.rootfs.whole
+                                else f"the engine {container.engine} keeps them to itself",
+                          hint="use another image and the native engine")  # fmt: skip
+        answers.finish({"event": "changes"}, [fd])
 
     # -- processes in containers: see :mod:`.execs` -----------------------------------------------------------------
 

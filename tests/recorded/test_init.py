@@ -129,10 +129,21 @@ def run(scratch: Path, monkeypatch: pytest.MonkeyPatch, identity: Any, **failure
         except BaseException as error:  # noqa: BLE001 - what the init's main does with all of them
             with pytest.raises(Exited):
                 init.report(theirs, error, progress)
-            message = ours.recv(65536)
+            message = last_message(ours)
     for fd in told.prepared.values():
         os.close(fd)
     return recorder, message
+
+
+def last_message(sock: socket.socket) -> bytes:
+    """Errors come last; what was changed of the image is handed over before."""
+    message = b""
+    try:
+        while more := sock.recv(65536):
+            message = more
+    except BlockingIOError:
+        pass
+    return message
 
 
 def afresh(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ ARROWS: dict[str, set[str]] = {
     "sandbox._*": {"attrs", "sandbox.errors", "sandbox.oci"},
     "sandbox.models": {"attrs", "sandbox._*", "sandbox._text", "sandbox.errors"},
     "sandbox.images": {"attrs", "sandbox.errors", "sandbox.linux", "sandbox.oci", "zstandard"},
+    "sandbox.build": {"attrs", "sandbox"},
     "sandbox.cgroups": {"attrs", "sandbox.errors", "sandbox.linux", "sandbox_systemd"},
     "sandbox.network": {"attrs", "sandbox.errors", "sandbox.linux"},
     "sandbox.probes": {"attrs", "sandbox._*", "sandbox._text", "sandbox.errors", "sandbox.linux"} | PROGRAMS,
