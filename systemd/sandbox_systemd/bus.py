@@ -1,0 +1,240 @@
+"""The D-Bus as far as it takes to talk to systemd: :class:`Bus` is the Protocol, :func:`connect` picks a binding.
+
+Two bindings keep it: ``pydbus`` (GLib's D-Bus, what distributions ship as python3-pydbus) and ``jeepney`` (pure Python).
+They are used for connections, messages and signals only: objects that are made by introspection cost 40 ms and
+tell nothing new about an interface as stable as systemd's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from .errors import NoBus
+
+__all__ = [
+    "BINDINGS",
+    "MANAGER_PATH",
+    "PROPERTIES",
+    "SYSTEMD",
+    "Address",
+    "Bus",
+    "Pending",
+    "Signal",
+    "Subscription",
+    "Variant",
+    "available_bindings",
+    "connect",
+    "system_address",
+    "types",
+    "user_address",
+]
+
+SYSTEMD = "org.freedesktop.systemd1"
+MANAGER_PATH = "/org/freedesktop/systemd1"
+PROPERTIES = "org.freedesktop.DBus.Properties"
+#: Seconds until a call counts as unanswered; what libdbus and sd-bus take.
+TIMEOUT = 25.0
+#: In the order of preference.
+BINDINGS = ("pydbus", "jeepney")
+
+T = TypeVar("T")
+
+
+class Variant(NamedTuple):
+    """A D-Bus variant: a value and its type.
+
+    Values are plain Python: int, bool, float, str, bytes for ``ay``, list, tuple for structs, dict.
+
+    >>> Variant("t", 64 << 20)
+    Variant(signature='t', value=67108864)
+    """
+
+    signature: str
+    value: Any
+
+
+class Signal(NamedTuple):
+    """A signal that came in."""
+
+    path: str
+    interface: str
+    member: str
+    body: tuple[Any, ...]
+
+
+class Address(NamedTuple):
+    """Where a bus listens: a socket, and whether it is a message bus or a manager's own (private) socket."""
+
+    path: str
+    message_bus: bool = True
+
+
+class Pending(Protocol):
+    """A call on its way."""
+
+    def result(self, timeout: float | None = TIMEOUT) -> tuple[Any, ...]:
+        """The reply's values. Raises the error reply's class, :class:`BusTimeout` or :class:`ConnectionLost`."""
+        ...
+
+
+class Bus(Protocol):
+    """A connection. Safe to use from any thread."""
+
+    #: ``jeepney`` or ``pydbus``.
+    binding: str
+    address: Address
+
+    def begin(
+        self, path: str, interface: str, member: str, signature: str = "", arguments: Sequence[Any] = (), *,
+        destination: str = SYSTEMD,
+    ) -> Pending:  # fmt: skip
+        """Send a method call. ``h`` arguments are file descriptors; they may be closed when this has returned."""
+        ...
+
+    def call(
+        self, path: str, interface: str, member: str, signature: str = "", arguments: Sequence[Any] = (), *,
+        destination: str = SYSTEMD, timeout: float | None = TIMEOUT,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """Send a method call and wait for its reply's values."""
+        ...
+
+    def subscribe(self, path: str | None, interface: str, member: str, handler: Callable[[Signal], None] | None = None) -> Subscription:
+        """Signals of this kind from now on, to ``handler`` (in whichever thread reads) or to be fetched.
+
+        ``path`` None: of every object.
+        """
+        ...
+
+    def wait_for(self, ready: Callable[[], T | None], timeout: float | None) -> T:
+        """Receive until ``ready`` returns something. Raises :class:`BusTimeout` or :class:`ConnectionLost`."""
+        ...
+
+    def close(self) -> None:
+        """End the connection; may be called again."""
+        ...
+
+
+class Subscription:
+    """Signals that were asked for."""
+
+    def __init__(
+        self, bus: Bus, path: str | None, interface: str, member: str, handler: Callable[[Signal], None] | None,
+        end: Callable[[Subscription], None],
+    ) -> None:  # fmt: skip
+        self._bus, self._end = bus, end
+        self.path, self.interface, self.member = path, interface, member
+        self._queue: deque[Signal] = deque()
+        self._handler = handler or self._queue.append
+
+    def wants(self, signal: Signal) -> bool:
+        """True if it is of the kind that was asked for."""
+        return (self.interface, self.member) == signal[1:3] and self.path in (None, signal.path)
+
+    def deliver(self, signal: Signal) -> None:
+        """It came in."""
+        self._handler(signal)
+
+    def get(self, timeout: float | None = TIMEOUT) -> Signal:
+        """The next one. Raises :class:`BusTimeout` or :class:`ConnectionLost`."""
+        return self._bus.wait_for(lambda: self._queue.popleft() if self._queue else None, timeout)
+
+    def close(self) -> None:
+        """No more of them."""
+        self._end(self)
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def match_rule(subscription: Subscription) -> str:
+    """What a message bus is told about it (D-Bus specification, "Match Rules")."""
+    path = f",path='{subscription.path}'" if subscription.path else ""
+    return f"type='signal',interface='{subscription.interface}',member='{subscription.member}'{path}"
+
+
+def types(signature: str) -> Iterator[str]:
+    """The complete types of a signature, one after another.
+
+    >>> list(types("sa(sv)a{sv}ay"))
+    ['s', 'a(sv)', 'a{sv}', 'ay']
+    """
+    start = 0
+    while start < len(signature):
+        end = _end_of_type(signature, start)
+        yield signature[start:end]
+        start = end
+
+
+def _end_of_type(signature: str, start: int) -> int:
+    if signature[start] == "a":
+        return _end_of_type(signature, start + 1)
+    depth = 0
+    for index in range(start, len(signature)):
+        depth += (signature[index] in "({") - (signature[index] in ")}")
+        if depth == 0:
+            return index + 1
+    raise ValueError(f"not a D-Bus signature: {signature!r}")
+
+
+def system_address() -> Address:
+    """The system bus (sd_bus_open_system(3))."""
+    return Address(_unix_path(os.environ.get("DBUS_SYSTEM_BUS_ADDRESS")) or "/run/dbus/system_bus_socket")
+
+
+def user_address() -> Address:
+    """The bus of this user. Raises :class:`NoBus` if nothing says where it is."""
+    given = _unix_path(os.environ.get("DBUS_SESSION_BUS_ADDRESS"))
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    if given is None and not os.path.exists(f"{runtime}/bus"):
+        raise NoBus("there is no bus of this user", operation="find", object=f"{runtime}/bus",
+                    hint="log in through logind (a session, or `loginctl enable-linger`) and install dbus-user-session")  # fmt: skip
+    return Address(given or f"{runtime}/bus")
+
+
+def _unix_path(addresses: str | None) -> str | None:
+    """The first unix socket in a list of D-Bus addresses; an abstract one begins with a NUL byte."""
+    for address in (addresses or "").split(";"):
+        transport, _, rest = address.partition(":")
+        keys = dict(pair.split("=", 1) for pair in rest.split(",") if "=" in pair)
+        if transport == "unix" and ("path" in keys or "abstract" in keys):
+            return keys.get("path") or f"\0{keys['abstract']}"
+    return None
+
+
+def available_bindings() -> dict[str, str | None]:
+    """Each binding and why it cannot be used here; None if it can."""
+    needs = {"pydbus": ("pydbus", "gi"), "jeepney": ("jeepney",)}
+    missing = {name: [module for module in modules if find_spec(module) is None] for name, modules in needs.items()}
+    return {name: f"{', '.join(modules)} cannot be imported" if modules else None for name, modules in missing.items()}
+
+
+def connect(address: Address, binding: str | None = None) -> Bus:
+    """A connection to ``address``.
+
+    :param binding: ``pydbus`` or ``jeepney``; by default ``$SANDBOX_DBUS``, else the first that can be imported
+    :raises NoBus: nobody listens there, or the binding is not there
+    """
+    wanted = binding or os.environ.get("SANDBOX_DBUS") or None
+    found = available_bindings()
+    if wanted is not None and wanted not in found:
+        raise NoBus("there is no such binding", operation="use D-Bus through", object=wanted,
+                    hint=f"known: {', '.join(BINDINGS)}")  # fmt: skip
+    usable = [name for name in BINDINGS if found[name] is None and wanted in (None, name)]
+    if not usable:
+        raise NoBus("it is not installed", operation="use D-Bus through", object=wanted or " or ".join(BINDINGS),
+                    cause="; ".join(f"{name}: {why}" for name, why in found.items() if why),
+                    hint="pip install jeepney, or apt install python3-pydbus")  # fmt: skip
+    if usable[0] == "pydbus":
+        from .pydbus_binding import PydbusBus
+
+        return PydbusBus(address)
+    from .jeepney_binding import JeepneyBus
+
+    return JeepneyBus(address)

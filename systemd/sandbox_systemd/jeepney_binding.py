@@ -1,0 +1,254 @@
+"""The :class:`~sandbox_systemd.bus.Bus` over jeepney: its messages, our own reading and waiting.
+
+jeepney's own connection says Hello, which a manager's private socket does not understand, and serves one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any, TypeVar
+
+from jeepney import DBusAddress, HeaderFields, Message, MessageType, Parser, new_method_call
+from jeepney.io.blocking import prep_socket
+
+from . import errors
+from .bus import SYSTEMD, TIMEOUT, Address, Pending, Signal, Subscription, Variant, match_rule, types
+
+T = TypeVar("T")
+_DBUS = ("/org/freedesktop/DBus", "org.freedesktop.DBus")
+_CHUNK = 65536
+#: Descriptors that one message may bring (SCM_MAX_FD of the kernel).
+_MOST_FDS = 253
+
+
+class JeepneyBus:
+    """A connection over jeepney."""
+
+    binding = "jeepney"
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._socket = _authenticated(address)
+        self._parser = Parser()
+        self._serials = count(1)
+        self._sending = threading.Lock()
+        # Whoever waits reads for everybody; the others sleep on the condition until there is news or nobody reads.
+        self._news = threading.Condition()
+        self._being_read = False
+        self._replies: dict[int, Message] = {}
+        self._wanted: set[int] = set()
+        self._subscriptions: list[Subscription] = []
+        self._lost: str | None = None
+        if address.message_bus:
+            self.call(*_DBUS, "Hello", destination="org.freedesktop.DBus")
+
+    def begin(
+        self, path: str, interface: str, member: str, signature: str = "", arguments: Sequence[Any] = (), *,
+        destination: str = SYSTEMD,
+    ) -> Pending:  # fmt: skip
+        """Send a method call."""
+        message = new_method_call(
+            DBusAddress(path, destination, interface), member, signature or None, tuple(arguments)
+        )  # fmt: skip
+        if not self.address.message_bus:
+            del message.header.fields[HeaderFields.destination]
+        with self._sending:
+            serial = next(self._serials)
+            fds = array("i")
+            data = message.serialise(serial=serial, fds=fds)
+            with self._news:
+                self._wanted.add(serial)
+            try:
+                self._send(data, fds)
+            except OSError as error:
+                self._forget(serial)
+                raise self._broken(error) from error
+        return _Pending(self, serial, f"{interface}.{member}")
+
+    def _send(self, data: bytes, fds: array[int]) -> None:
+        sent = socket.send_fds(self._socket, [data], list(fds)) if fds else self._socket.send(data)
+        if sent < len(data):
+            self._socket.sendall(data[sent:])
+
+    def call(
+        self, path: str, interface: str, member: str, signature: str = "", arguments: Sequence[Any] = (), *,
+        destination: str = SYSTEMD, timeout: float | None = TIMEOUT,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """Send a method call and wait for its reply's values."""
+        return self.begin(path, interface, member, signature, arguments, destination=destination).result(timeout)
+
+    def subscribe(
+        self, path: str | None, interface: str, member: str, handler: Callable[[Signal], None] | None = None
+    ) -> Subscription:  # fmt: skip
+        """Signals of this kind from now on."""
+        subscription = Subscription(self, path, interface, member, handler, self._unsubscribe)
+        with self._news:
+            self._subscriptions.append(subscription)
+        if self.address.message_bus:
+            self.call(*_DBUS, "AddMatch", "s", (match_rule(subscription),), destination="org.freedesktop.DBus")
+        return subscription
+
+    def _unsubscribe(self, subscription: Subscription) -> None:
+        with self._news:
+            if subscription not in self._subscriptions:
+                return
+            self._subscriptions.remove(subscription)
+        if self.address.message_bus and self._lost is None:
+            with contextlib.suppress(errors.SystemdError):
+                self.call(*_DBUS, "RemoveMatch", "s", (match_rule(subscription),), destination="org.freedesktop.DBus")
+
+    def wait_for(self, ready: Callable[[], T | None], timeout: float | None) -> T:
+        """Receive until ``ready`` returns something."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._news:
+            while (found := ready()) is None:
+                if self._lost is not None:
+                    raise errors.ConnectionLost(self._lost, operation="talk to", object=self._name)
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise errors.BusTimeout(f"no answer within {timeout:g} s", operation="wait for", object=self._name)
+                if self._being_read:
+                    self._news.wait(left)
+                else:
+                    self._read(left)
+        return found
+
+    def _read(self, timeout: float | None) -> None:
+        """Receive once, for everybody; called with the lock held, which is given up meanwhile."""
+        self._being_read = True
+        self._news.release()
+        data, fds, failure = b"", [], None
+        try:
+            poller = select.poll()
+            poller.register(self._socket, select.POLLIN)
+            if poller.poll(None if timeout is None else timeout * 1000):
+                data, fds, _, _ = socket.recv_fds(self._socket, _CHUNK, _MOST_FDS, socket.MSG_DONTWAIT)
+                failure = None if data else "the other end closed the connection"
+        except BlockingIOError:
+            pass
+        except (OSError, ValueError) as error:
+            failure = str(error)
+        finally:
+            self._news.acquire()
+            self._being_read = False
+            if failure is not None:
+                self._lost = self._lost or failure
+            elif data:
+                self._take(data, fds)
+            self._news.notify_all()
+
+    def _take(self, data: bytes, fds: list[int]) -> None:
+        from jeepney.fds import FileDescriptor
+
+        self._parser.add_data(data, [FileDescriptor(fd) for fd in fds])
+        while (message := self._parser.get_next_message()) is not None:
+            self._dispatch(message)
+
+    def _dispatch(self, message: Message) -> None:
+        kind, fields = message.header.message_type, message.header.fields
+        if kind in (MessageType.method_return, MessageType.error):
+            serial = fields[HeaderFields.reply_serial]
+            if serial in self._wanted:
+                self._wanted.discard(serial)
+                self._replies[serial] = message
+        elif kind is MessageType.signal:
+            signal = Signal(
+                fields[HeaderFields.path], fields[HeaderFields.interface], fields[HeaderFields.member], values_of(message)
+            )  # fmt: skip
+            for subscription in [s for s in self._subscriptions if s.wants(signal)]:
+                subscription.deliver(signal)
+
+    def take_reply(self, serial: int) -> Message | None:
+        """The reply to a call, once; None as long as it is not there."""
+        return self._replies.pop(serial, None)
+
+    def _forget(self, serial: int) -> None:
+        with self._news:
+            self._wanted.discard(serial)
+            self._replies.pop(serial, None)
+
+    def _broken(self, error: OSError) -> errors.ConnectionLost:
+        self._lost = self._lost or str(error)
+        return errors.ConnectionLost(error.strerror or str(error), operation="talk to", object=self._name)
+
+    @property
+    def _name(self) -> str:
+        return self.address.path.replace("\0", "@", 1)
+
+    def close(self) -> None:
+        """End the connection; whoever waits is told that it is lost."""
+        with self._news:
+            self._lost = self._lost or "the connection was closed"
+            self._news.notify_all()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+class _Pending:
+    def __init__(self, bus: JeepneyBus, serial: int, what: str) -> None:
+        self._bus, self._serial, self._what = bus, serial, what
+
+    def result(self, timeout: float | None = TIMEOUT) -> tuple[Any, ...]:
+        """The reply's values."""
+        try:
+            message = self._bus.wait_for(lambda: self._bus.take_reply(self._serial), timeout)
+        except errors.BusTimeout as error:
+            self._bus._forget(self._serial)  # noqa: SLF001 - its own call
+            error.object = self._what
+            raise
+        values = values_of(message)
+        if message.header.message_type is MessageType.error:
+            text = values[0] if values and isinstance(values[0], str) else ""
+            raise errors.from_reply(message.header.fields[HeaderFields.error_name], text)
+        return values
+
+
+def values_of(message: Message) -> tuple[Any, ...]:
+    """The body, with variants told from structs; descriptors are the caller's to close."""
+    signature = message.header.fields.get(HeaderFields.signature, "")
+    return tuple(_plain(kind, value) for kind, value in zip(types(signature), message.body, strict=True))
+
+
+def _plain(kind: str, value: Any) -> Any:
+    """jeepney's value of type ``kind`` in our terms."""
+    if kind == "v":
+        return Variant(value[0], _plain(value[0], value[1]))
+    if kind == "h":
+        return value.to_raw_fd()
+    if kind.startswith("a{"):
+        key, item = types(kind[2:-1])
+        return {_plain(key, k): _plain(item, v) for k, v in value.items()}
+    if kind.startswith("a") and kind != "ay":
+        return [_plain(kind[1:], item) for item in value]
+    if kind.startswith("("):
+        return tuple(_plain(part, item) for part, item in zip(types(kind[1:-1]), value, strict=True))
+    return bytes(value) if kind == "ay" else value
+
+
+def _authenticated(address: Address) -> socket.socket:
+    try:
+        return prep_socket(address.path, enable_fds=True)
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise errors.NoBus(
+            "nobody listens there", operation="connect to", object=address.path.replace("\0", "@", 1),
+            cause=os.strerror(error.errno or 0),
+        ) from None  # fmt: skip
+    except PermissionError as error:
+        raise errors.AccessDenied(
+            os.strerror(error.errno or 0), operation="connect to", object=address.path
+        ) from None  # fmt: skip
+    except TimeoutError as error:
+        raise errors.BusTimeout(str(error), operation="connect to", object=address.path) from None
+    except Exception as error:
+        raise errors.NoBus(
+            f"it did not let us in: {error}", operation="connect to", object=address.path
+        ) from error  # fmt: skip

@@ -1,0 +1,193 @@
+"""A private manager: ``systemd --user`` of our own, where systemd is installed but not running (CI containers, small VMs).
+
+It has a cgroup2 subtree of its own and stays in the caller's process namespace, so process ids mean the same to both. It
+ends with the process that started it, also after ``kill -9``; see :mod:`.keeper`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+import sys
+
+from . import keeper
+from .bus import Address, Bus, connect
+from .errors import NoBus
+from .manager import Manager
+
+__all__ = ["private", "why_not"]
+
+#: Where distributions have it.
+_PLACES = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
+#: Seconds it may take to be ready; 0.1 are usual.
+_START_PATIENCE = 30.0
+#: Seconds until somebody who does not end is killed.
+_END_PATIENCE = 10.0
+#: The manager's own units: targets that others depend on by default, empty, so that nothing of the user's starts.
+_TARGETS = ("basic", "shutdown", "exit", "sandbox-manager", "sockets", "timers", "paths", "default", "graphical-session")
+
+
+def why_not() -> str | None:
+    """Why there can be no private manager here; None if it can be tried."""
+    if _systemd() is None:
+        return "systemd is not installed"
+    if (mount := _cgroup2()) is None:
+        return "no cgroup2 file system is mounted"
+    if not os.access(_base(mount), os.W_OK):
+        return f"the cgroup directory {_base(mount)} is not writable for this user"
+    return None
+
+
+def private() -> Manager:
+    """Start one and connect to it. Raises :class:`NoBus` with what kept it from starting."""
+    if (reason := why_not()) is not None:
+        raise NoBus("it cannot be started", operation="start", object="systemd --user", cause=reason,
+                    hint="apt install systemd, and run as root or in a cgroup that is delegated to this user")  # fmt: skip
+    sweep()
+    private = PrivateManager()
+    try:
+        return Manager(private.connect, "private", private.directory, private.close)
+    except BaseException:
+        private.close()
+        raise
+
+
+class PrivateManager:
+    """The manager's process, by its keeper."""
+
+    def __init__(self) -> None:
+        mount = _cgroup2()
+        assert mount is not None
+        name = os.urandom(6).hex()
+        base = _runtime()
+        self.directory = f"{base}/{name}"
+        cgroup = f"{_base(mount)}/sandbox-manager-{name}"
+        lock = self._make_directory(f"{base}/.{name}", cgroup)
+        self._pid = os.getpid()
+        self._log = os.memfd_create("sandbox-manager-log", os.MFD_CLOEXEC)
+        self._control, theirs = socket.socketpair()
+        own = os.pidfd_open(os.getpid())
+        order = {"directory": self.directory, "cgroup": cgroup, "mount": mount, "client": own,
+                 "answer": theirs.fileno(), "systemd": _systemd()}  # fmt: skip
+        try:
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-I", "-S", keeper.__file__, json.dumps(order)], stdin=subprocess.DEVNULL,
+                stdout=self._log, stderr=self._log, pass_fds=(own, theirs.fileno(), lock), start_new_session=True, cwd="/",
+            )  # fmt: skip
+        finally:
+            theirs.close()
+            os.close(own)
+            os.close(lock)
+        atexit.register(self.close)
+        self._await()
+
+    def _make_directory(self, hidden: str, cgroup: str) -> int:
+        """Under a name that nobody sweeps until its lock is held."""
+        os.mkdir(hidden, 0o700)
+        with open(f"{hidden}/cgroup", "w") as file:
+            file.write(cgroup)
+        os.mkdir(f"{hidden}/units")
+        for name in _TARGETS:
+            with open(f"{hidden}/units/{name}.target", "w") as file:
+                file.write("[Unit]\nDefaultDependencies=no\n")
+        lock = keeper.locked(hidden)
+        os.rename(hidden, self.directory)
+        return lock
+
+    def _await(self) -> None:
+        ready, _, _ = select.select([self._control], [], [], _START_PATIENCE)
+        answer = json.loads(self._control.recv(65536) or b"{}") if ready else {"error": "it is not ready in time"}
+        if "ready" not in answer:
+            said = self.log()
+            self.close()
+            last = said.strip().splitlines()[-1:] or ["it said nothing"]
+            raise NoBus(
+                f"{answer.get('error', 'its keeper ended')}", operation="start", object="systemd --user",
+                cause=f"{answer.get('object') or ''}: {last[0]}".strip(": "),
+                hint="`sandbox doctor` tells what is missing; --sandbox-systemd=off does without systemd",
+            )  # fmt: skip
+
+    def log(self) -> str:
+        """What it has written."""
+        return os.pread(self._log, 65536, 0).decode(errors="replace")
+
+    def connect(self) -> Bus:
+        """A connection to its private socket."""
+        return connect(Address(f"{self.directory}/systemd/private", message_bus=False))
+
+    def close(self) -> None:
+        """End it and everything in it; returns when that is gone. May be called again."""
+        self._control.close()
+        if self._pid != os.getpid() or self._log < 0:
+            return
+        try:
+            self._keeper.wait(_END_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._keeper.kill()
+            self._keeper.wait()
+        keeper.clean_up(self.directory)
+        os.close(self._log)
+        self._log = -1
+        atexit.unregister(self.close)
+
+
+def sweep() -> None:
+    """Remove what managers left whose keepers were killed as well."""
+    base = _runtime()
+    for name in os.listdir(base):
+        if name.startswith("."):
+            continue
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            lock = keeper.locked(f"{base}/{name}")
+            keeper.clean_up(f"{base}/{name}")
+            os.close(lock)
+
+
+def _systemd() -> str | None:
+    return next((path for path in _PLACES if os.access(path, os.X_OK)), None) or shutil.which("systemd")
+
+
+def _cgroup2() -> str | None:
+    """Where cgroup2 is mounted (proc_pid_mountinfo(5)); the last mount that nothing covers."""
+    found = None
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            before, _, after = line.partition(" - ")
+            target = before.split(" ")[4]
+            if after.startswith("cgroup2 ") and os.path.exists(f"{target}/cgroup.procs"):
+                found = target
+    return found
+
+
+def _base(mount: str) -> str:
+    """The cgroup below which we may make ours: the root for root, else our own."""
+    if os.geteuid() == 0 and os.access(f"{mount}/cgroup.subtree_control", os.W_OK):
+        return mount
+    with open("/proc/self/cgroup") as file:
+        own = next((line.rstrip("\n").split(":", 2)[2] for line in file if line.startswith("0::")), "/")
+    return f"{mount}{own}".rstrip("/")
+
+
+def _runtime() -> str:
+    """The directory of the managers' runtime directories, short, because sockets are in there (unix(7): 108 bytes)."""
+    uid = os.geteuid()
+    given = os.environ.get("XDG_RUNTIME_DIR")
+    if uid == 0 and os.access("/run", os.W_OK):
+        base = "/run/sandbox-managers"
+    elif given and os.path.isdir(given) and os.stat(given).st_uid == uid:
+        base = f"{given}/sandbox-managers"
+    else:
+        base = f"/tmp/sandbox-managers-{uid}"
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(base, 0o700)
+    state = os.lstat(base)
+    if state.st_uid != uid or state.st_mode & 0o077:
+        raise NoBus(f"it must be a directory of user {uid} with mode 0700", operation="use", object=base,
+                    hint=f"remove {base}")  # fmt: skip
+    return base
