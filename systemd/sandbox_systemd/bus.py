@@ -11,7 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from .errors import NoBus
 
@@ -102,7 +102,9 @@ class Bus(Protocol):
         """Send a method call and wait for its reply's values."""
         ...
 
-    def subscribe(self, path: str | None, interface: str, member: str, handler: Callable[[Signal], None] | None = None) -> Subscription:
+    def subscribe(
+        self, path: str | None, interface: str, member: str, handler: Callable[[Signal], None] | None = None
+    ) -> Subscription:  # fmt: skip
         """Signals of this kind from now on, to ``handler`` (in whichever thread reads) or to be fetched.
 
         ``path`` None: of every object.
@@ -146,7 +148,7 @@ class Subscription:
         """No more of them."""
         self._end(self)
 
-    def __enter__(self) -> Subscription:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -194,7 +196,7 @@ def user_address() -> Address:
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
     if given is None and not os.path.exists(f"{runtime}/bus"):
         raise NoBus("there is no bus of this user", operation="find", object=f"{runtime}/bus",
-                    hint="log in through logind (a session, or `loginctl enable-linger`) and install dbus-user-session")  # fmt: skip
+                    hint="install dbus-user-session, and log in through logind (or `loginctl enable-linger`)")  # fmt: skip
     return Address(given or f"{runtime}/bus")
 
 

@@ -89,7 +89,7 @@ class BusTimeout(SystemdError):
 
 
 class AccessDenied(SystemdError):
-    """This user may not do that with this manager (polkit, or the bus's own rules)."""
+    """The manager does not let this user do that (polkit, or the rules of the bus)."""
 
     remedy = "use the manager of your own user (--sandbox-systemd=user), or root's as root"
 

@@ -125,7 +125,8 @@ class JeepneyBus:
         """Receive once, for everybody; called with the lock held, which is given up meanwhile."""
         self._being_read = True
         self._news.release()
-        data, fds, failure = b"", [], None
+        data, failure = b"", None
+        fds: list[int] = []
         try:
             poller = select.poll()
             poller.register(self._socket, select.POLLIN)
@@ -219,7 +220,7 @@ def values_of(message: Message) -> tuple[Any, ...]:
 
 
 def _plain(kind: str, value: Any) -> Any:
-    """jeepney's value of type ``kind`` in our terms."""
+    """Jeepney's value of type ``kind`` in our terms."""
     if kind == "v":
         return Variant(value[0], _plain(value[0], value[1]))
     if kind == "h":
@@ -236,7 +237,8 @@ def _plain(kind: str, value: Any) -> Any:
 
 def _authenticated(address: Address) -> socket.socket:
     try:
-        return prep_socket(address.path, enable_fds=True)
+        made: socket.socket = prep_socket(address.path, enable_fds=True)
+        return made
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise errors.NoBus(
             "nobody listens there", operation="connect to", object=address.path.replace("\0", "@", 1),

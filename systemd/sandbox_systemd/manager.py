@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from .bus import MANAGER_PATH, PROPERTIES, SYSTEMD, TIMEOUT, Bus, Pending, Signal, Variant
 from .errors import ConnectionLost, JobFailed, NoBus, NoSuchUnit, SystemdError
@@ -52,7 +52,9 @@ def unit_path(unit: str) -> str:
 class Manager:
     """A connection to a manager, made anew where it breaks. Safe to use from any thread."""
 
-    def __init__(self, open_bus: Callable[[], Bus], kind: Kind, name: str, when_closed: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, open_bus: Callable[[], Bus], kind: Kind, name: str, when_closed: Callable[[], None] | None = None
+    ) -> None:  # fmt: skip
         #: ``system``, ``user`` or ``private``.
         self.kind: Kind = kind
         #: Where it was reached.
@@ -208,14 +210,14 @@ class Manager:
         return True
 
     def own(self, name: str) -> Variant:
-        """A property of the manager itself: ``Version``, ``ControlGroup``, ``Features`` …"""
+        """A property of the manager itself: ``Version``, ``ControlGroup``, ``Features`` and others."""
         (value,) = self._ask(MANAGER_PATH, PROPERTIES, "Get", "ss", (_MANAGER, name))
         assert isinstance(value, Variant)
         return value
 
     @property
     def version(self) -> int:
-        """systemd's version: 252."""
+        """Systemd's version: 252."""
         digits = "".join(ch if ch.isdigit() else " " for ch in str(self.own("Version").value)).split()
         return int(digits[0]) if digits else 0
 
@@ -234,7 +236,8 @@ class Manager:
         """Until JobRemoved tells of ``job``. Raises :class:`JobFailed`."""
         result = self.bus.wait_for(lambda: self._results.pop(job, None), timeout)
         if result != "done":
-            raise JobFailed(_RESULTS.get(result, f"its job ended as `{result}`"), result=result, operation=operation, object=unit)
+            detail = _RESULTS.get(result, f"its job ended as `{result}`")
+            raise JobFailed(detail, result=result, operation=operation, object=unit)
 
     def close(self) -> None:
         """End the connection; a private manager ends with it."""
@@ -243,7 +246,7 @@ class Manager:
         if self._when_closed is not None:
             self._when_closed()
 
-    def __enter__(self) -> Manager:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -27,7 +27,7 @@ def system() -> Manager:
 
 
 def user() -> Manager:
-    """This user's manager: over its own socket, or over the user's bus."""
+    """The manager of this user: over its own socket, or over the user's bus."""
     address = _user_socket() or user_address()
     return Manager(lambda: connect(address), "user", address.path)
 

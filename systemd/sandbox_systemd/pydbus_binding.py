@@ -179,11 +179,11 @@ class _Pending:
     def result(self, timeout: float | None = TIMEOUT) -> tuple[Any, ...]:
         """The reply's values."""
         try:
-            outcome = self._bus.wait_for(lambda: self._outcome, timeout)
+            outcome: Any = self._bus.wait_for(lambda: self._outcome, timeout)
         except errors.BusTimeout as error:
             error.object = self._what
             raise
-        if isinstance(outcome, errors.SystemdError):
+        if not isinstance(outcome, tuple):
             raise outcome
         return outcome
 
@@ -203,14 +203,13 @@ def _packed(kind: str, value: Any, fds: Any) -> Any:
         return GLib.Variant.new_variant(_packed(value[0], value[1], fds))
     if kind == "h":
         return GLib.Variant.new_handle(fds.append(value))
-    if kind == "ay":
-        return GLib.Variant.new_from_bytes(GLib.VariantType.new("ay"), GLib.Bytes.new(bytes(value)), True)
     if kind.startswith("a{"):
         key, item = types(kind[2:-1])
         entries = [GLib.Variant.new_dict_entry(_packed(key, k, fds), _packed(item, v, fds)) for k, v in dict(value).items()]
         return GLib.Variant.new_array(GLib.VariantType.new(kind[1:]), entries)
     if kind.startswith("a"):
-        return GLib.Variant.new_array(GLib.VariantType.new(kind[1:]), [_packed(kind[1:], item, fds) for item in value])
+        items = [_packed(kind[1:], item, fds) for item in value]  # of bytes, too: iterating gives numbers
+        return GLib.Variant.new_array(GLib.VariantType.new(kind[1:]), items)
     if kind.startswith("("):
         parts = zip(types(kind[1:-1]), value, strict=True)
         return GLib.Variant.new_tuple(*(_packed(part, item, fds) for part, item in parts))
@@ -230,16 +229,12 @@ def _plain(variant: Any, fds: Any) -> Any:
         return Variant(inner.get_type_string(), _plain(inner, fds))
     if kind == "h":
         return fds.get(variant.get_handle())
-    if kind == "ay":
-        return bytes(variant.get_data_as_bytes().get_data() or b"")
     if kind.startswith("a{"):
         pairs = ((child.get_child_value(0), child.get_child_value(1)) for child in children)
         return {_plain(key, fds): _plain(value, fds) for key, value in pairs}
-    if kind.startswith("a"):
-        return [_plain(child, fds) for child in children]
-    if kind.startswith("("):
-        return tuple(_plain(child, fds) for child in children)
-    return variant.unpack()
+    if kind == "ay" or kind[0] not in "a(":
+        return bytes(variant.unpack()) if kind == "ay" else variant.unpack()
+    return (list if kind[0] == "a" else tuple)(_plain(child, fds) for child in children)
 
 
 def _connected(address: Address) -> Any:
