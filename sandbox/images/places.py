@@ -91,13 +91,22 @@ class Places:
             name, directory, _ = path.name.partition("~")
             with suppress(BlockingIOError, FileNotFoundError):
                 if not directory:
-                    os.close(_locked(path, wait=False, create=False))
+                    descriptor = _locked(path, wait=False, create=False)
                     path.unlink()
+                    os.close(descriptor)
                 elif held is not None and name == held.replace("/", "-"):
                     remove(path)
                 else:
                     with self.lock(name, wait=False):
                         remove(path)
+
+    def drop_free_locks(self) -> None:
+        """Remove the files of locks that nobody holds."""
+        for path in list(self.directory("locks").iterdir()):
+            with suppress(BlockingIOError, FileNotFoundError):
+                descriptor = _locked(path, wait=False, create=False)
+                path.unlink()
+                os.close(descriptor)
 
     # -- who uses what
     # -------------------------------------------------------------------------------------------------
@@ -153,8 +162,9 @@ class Places:
             pid = int(path.name.partition("-")[0])
             with suppress(FileNotFoundError):
                 try:
-                    os.close(_locked(path, wait=False, create=False))
+                    descriptor = _locked(path, wait=False, create=False)
                     path.unlink()  # its owner is dead
+                    os.close(descriptor)
                 except BlockingIOError:
                     for thing in path.read_text().splitlines():
                         if not by_others or pid != os.getpid():

@@ -212,7 +212,7 @@ class Store:
         with self.places.lock(name) as lock:
             found = self._find(name)
             if found is None:
-                self.places.sweep(self._remove, held=name)
+                self.places.sweep(self.remove_tree, held=name)
                 self._unpack(name, blob, parents, lock)
                 found = self._load(name)
             return found
@@ -230,7 +230,7 @@ class Store:
             final.parent.mkdir(mode=0o700, exist_ok=True)
             work.rename(final)
         except BaseException:
-            self._remove(work)
+            self.remove_tree(work)
             raise
 
     # -- the helper
@@ -276,7 +276,11 @@ class Store:
     # -- housekeeping
     # ----------------------------------------------------------------------------------------------
 
-    def _remove(self, tree: Path) -> None:
+    def remove_tree(self, tree: Path) -> None:
+        """Remove files whose owners this user may have no power over; nothing happens if there are none.
+
+        :raises StoreError: something of it is still there
+        """
         if self.id_mapped:
             with suppress(FileNotFoundError):
                 shutil.rmtree(tree)

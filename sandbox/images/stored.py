@@ -139,6 +139,14 @@ class Images:
             except ImageError:
                 continue
 
+    def digests(self) -> set[str]:
+        """Of all images, damaged ones too."""
+        return {record["digest"] for record in self._records()}
+
+    def forget(self, digest: str) -> None:
+        """Drop the record of an image; :mod:`sandbox.images.collect` is who removes images."""
+        self._path(digest).unlink(missing_ok=True)
+
     def get(self, digest: str) -> StoredImage:
         """The image with this manifest or index.
 

@@ -41,7 +41,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "store")
     yield store
     for path in [*store.root.glob("layers/*/*"), *store.root.glob("tmp/*")]:
-        store._remove(path)  # pytest, as an ordinary user, has no power over files of sub-ids
+        store.remove_tree(path)  # pytest, as an ordinary user, has no power over files of sub-ids
 
 
 def outside(ids: tuple[IdRange, ...], inside: int) -> int:
@@ -208,7 +208,7 @@ def test_killed_at_any_moment_nothing_half_is_left(
         assert helpers(store) == []
         for done in store.root.glob("layers/sha256/*"):
             assert sum(1 for _ in (done / "diff").rglob("f*")) == 1500
-            store._remove(done)
+            store.remove_tree(done)
             break
         else:
             interrupted += 1
