@@ -293,6 +293,7 @@ for _name, *_arguments in (
     ("busybox", "true"),
     ("bwrap", "--version"),
     ("crun", "--version"),
+    ("podman", "--version"),
     ("redis-server", "--version"),
     ("runc", "--version"),
     ("skopeo", "--version"),

@@ -36,6 +36,7 @@ PACKAGES = {
     "dbus": "systemd.system: the bus of nested system managers",
     "golang-github-opencontainers-specs-dev": "schema: the official JSON schemas",
     "libseccomp2": "seccomp",
+    "podman": "podman",
     "python3-venv": "ensurepip",
     "redis-server": "redis",
     "runc": "runc",

@@ -13,7 +13,17 @@ COMMANDS = {
     "exec": ("exec", "POD COMMAND...", "Run a command in a running container"),
     "ps": ("ps", "", "List running pods and their containers"),
     "logs": ("logs", "POD", "Show what a container has written"),
-    "inspect": ("inspect", "POD", "Print specs and states as JSON"),
+    "inspect": ("inspect", "POD|IMAGE", "Print specs and states as JSON"),
+    "images": ("images", "", "List the images of the store"),
+    "tag": ("tag", "IMAGE NAME...", "Give an image another name"),
+    "rm": ("rm", "IMAGE...", "Remove images from the store"),
+    "history": ("history", "IMAGE", "Show how an image came to be"),
+    "save": ("save", "IMAGE...", "Write images into one file"),
+    "load": ("load", "[FILE]", "Take images in from a file"),
+    "unpack": ("unpack", "IMAGE DIR", "Write an image's files into a directory"),
+    "bundle": ("bundle", "IMAGE DIR", "Make a bundle for crun, runc and others"),
+    "du": ("du", "", "Show what the store takes on disk"),
+    "prune": ("prune", "", "Remove what nothing refers to"),
     "doctor": ("doctor", "", "Tell what this machine can do, and why not"),
 }
 

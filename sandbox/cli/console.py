@@ -52,6 +52,26 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return columns([header, *rows], indent="", gap=3) + "\n"
 
 
+def size(count: float) -> str:
+    """Bytes in their largest decimal unit, as podman and ls -h --si show them."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    units = iter(("kB", "MB", "GB", "TB"))
+    unit = next(units)
+    count /= 1000
+    while count >= 999.5 and unit != "TB":
+        unit = next(units)
+        count /= 1000
+    return f"{count:.1f} {unit}" if count < 99.95 else f"{count:.0f} {unit}"
+
+
+def document(value: object) -> None:
+    """JSON to standard output."""
+    import json
+
+    write(json.dumps(value, indent=2) + "\n")
+
+
 def hush() -> None:
     """The reader of our output has gone: let nothing that is written later complain about it."""
     null = os.open("/dev/null", os.O_WRONLY)

@@ -1,7 +1,8 @@
 """Options of subcommands: one table per subcommand gives the parser and the help.
 
-Parsed the way getopt(3) and podman do: options end at the first operand or at ``--``, so what follows an image belongs
-to the program. Short options may be put together (``-it``), long ones cut as long as they are unique.
+Parsed the way getopt(3) and podman do: options end at ``--``, and where operands may be a program's command line at the
+first operand, so what follows an image belongs to the program. Short options may be put together (``-it``), long ones
+cut as long as they are unique.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Command(NamedTuple):
     options: tuple[Option, ...]
     examples: tuple[tuple[str, str], ...]
     notes: str = ""
+    #: Options may follow operands, because no operand is a program's argument.
+    mixed: bool = False
 
     def help(self) -> str:
         """The text of ``--help``."""
@@ -62,7 +65,8 @@ class Command(NamedTuple):
         short = "".join(option.short + (":" if option.value else "") for option in options if option.short)
         long = [option.name + ("=" if option.value else "") for option in options]
         try:
-            pairs, operands = getopt.getopt(list(arguments), short, long)
+            read = getopt.gnu_getopt if self.mixed else getopt.getopt
+            pairs, operands = read(list(arguments), short, long)
         except getopt.GetoptError as error:
             raise UsageError(str(error)) from None
         spellings = {f"--{option.name}": option for option in options}
@@ -98,6 +102,18 @@ class Given:
         if len(self.operands) != 1:
             raise UsageError(f"expected {what}" if not self.operands else f"unexpected `{self.operands[1]}`")
         return self.operands[0]
+
+    def some_operands(self, what: str) -> list[str]:
+        """At least one operand. Raises :class:`UsageError`."""
+        if not self.operands:
+            raise UsageError(f"expected {what}")
+        return self.operands
+
+    def two_operands(self, what: str) -> tuple[str, str]:
+        """Exactly two operands. Raises :class:`UsageError`."""
+        if len(self.operands) != 2:
+            raise UsageError(f"expected {what}" if len(self.operands) < 2 else f"unexpected `{self.operands[2]}`")
+        return self.operands[0], self.operands[1]
 
     def no_operands(self) -> None:
         """There must be none. Raises :class:`UsageError`."""

@@ -31,7 +31,15 @@ if TYPE_CHECKING:
     from sandbox.images.references import Reference
     from sandbox.images.store import Store
 
-__all__ = ["ArchiveBlobs", "resolve"]
+__all__ = [
+    "ArchiveBlobs",
+    "docker_config",
+    "docker_entries",
+    "docker_parts",
+    "docker_tags",
+    "opened",
+    "resolve",
+]
 
 _MEMBERS = 100_000
 _LINKS = 8
@@ -44,7 +52,7 @@ def resolve(reference: Reference, store: Store) -> Image:
     :raises ImageNotFound: there is no such file, or nothing with that name in it; lists what there is
     :raises ImageError: it is no archive of an image, or a damaged one
     """
-    with _opened(reference, store) as archive:
+    with opened(reference, store) as archive:
         transport = reference.transport
         if transport == "path":
             transport = "oci-archive" if "oci-layout" in archive else "docker-archive"
@@ -113,7 +121,12 @@ class _Slice(io.RawIOBase):
 
 
 @contextmanager
-def _opened(reference: Reference, store: Store) -> Iterator[ArchiveBlobs]:
+def opened(reference: Reference, store: Store) -> Iterator[ArchiveBlobs]:
+    """The archive at a reference's path.
+
+    :raises ImageNotFound: there is no such file
+    :raises ImageError: it is no archive
+    """
     try:
         descriptor = os.open(reference.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
@@ -178,16 +191,35 @@ def _not_an_archive(reference: Reference, why: str) -> ImageError:
 
 
 def _docker(archive: ArchiveBlobs, reference: Reference, store: Store) -> Image:
-    """The image in a docker archive: ``manifest.json`` names the configuration and the layers, lowest first."""
+    """The image in a docker archive."""
     image = reference.text
+    config, layers = docker_parts(_choose(docker_entries(archive, reference, store), reference), image)
+    openers = [lambda name=name: archive.open(name) for name in layers]
+    document = docker_config(archive, config, store.limits.config, image)
+    return image_from(image, document, [None] * len(layers), openers, store=store, digest=None)
+
+
+def docker_entries(archive: ArchiveBlobs, reference: Reference, store: Store) -> list[dict[str, Any]]:
+    """The images of a docker archive, as ``manifest.json`` has them.
+
+    :raises ImageError: there is no such file, or it is not what it should be
+    """
     try:
         with archive.open("manifest.json") as file:
             content = file.read(store.limits.manifest + 1)
     except FileNotFoundError:
         raise _not_an_archive(reference, "it has neither oci-layout nor manifest.json") from None
     if len(content) > store.limits.manifest:
-        raise ImageTooLarge("manifest.json is too large", operation="read", object=image, feature="manifest")
-    entry = _choose(parse_json_list(content, image, "manifest.json"), reference)
+        detail = "manifest.json is too large"
+        raise ImageTooLarge(detail, operation="read", object=reference.text, feature="manifest")
+    return parse_json_list(content, reference.text, "manifest.json")
+
+
+def docker_parts(entry: dict[str, Any], image: str) -> tuple[str, list[str]]:
+    """The names of an image's configuration and layers, lowest first.
+
+    :raises ImageError: they are not names
+    """
     config, layers = entry.get("Config"), entry.get("Layers")
     if (
         not isinstance(config, str)
@@ -196,12 +228,10 @@ def _docker(archive: ArchiveBlobs, reference: Reference, store: Store) -> Image:
     ):
         detail = "`Config` is not a name or `Layers` not a list of names"
         raise ImageError(detail, operation="read manifest.json of", object=image)
-    openers = [lambda name=name: archive.open(name) for name in layers]
-    document = _config(archive, config, store.limits.config, image)
-    return image_from(image, document, [None] * len(layers), openers, store=store, digest=None)
+    return config, layers
 
 
-def _config(archive: ArchiveBlobs, name: str, limit: int, image: str) -> bytes:
+def docker_config(archive: ArchiveBlobs, name: str, limit: int, image: str) -> bytes:
     """The configuration; docker names it by its digest, which is then verified."""
     if match := _CONFIG_DIGEST.fullmatch(name):
         return read_document(
@@ -237,7 +267,7 @@ class _Renamed:
 
 def _choose(entries: list[dict[str, Any]], reference: Reference) -> dict[str, Any]:
     """The entry that was asked for, or the only one."""
-    names = {number: _tags(entry) for number, entry in enumerate(entries)}
+    names = {number: docker_tags(entry) for number, entry in enumerate(entries)}
     if reference.digest:
         detail = "docker archives have no manifest digests to find an image by"
         raise ImageNotFound(detail, operation="find image", object=reference.text, hint="use NAME:TAG")
@@ -255,7 +285,8 @@ def _choose(entries: list[dict[str, Any]], reference: Reference) -> dict[str, An
     )
 
 
-def _tags(entry: dict[str, Any]) -> list[str]:
+def docker_tags(entry: dict[str, Any]) -> list[str]:
+    """The names of an image in a docker archive."""
     tags = entry.get("RepoTags")
     return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sandbox.images.references import Reference
     from sandbox.images.store import Store
 
-__all__ = ["DirectoryBlobs", "from_layout", "resolve"]
+__all__ = ["DirectoryBlobs", "from_layout", "listed", "resolve"]
 
 _VERSION = "1."
 
@@ -54,10 +54,19 @@ def resolve(reference: Reference, store: Store) -> Image:
 
 def from_layout(blobs: Blobs, reference: Reference, store: Store) -> Image:
     """The image of a reference in a layout, wherever that is."""
+    found = listed(blobs, reference, store)
+    return Manifests(blobs, reference.text, store).image(_select(found, reference))
+
+
+def listed(blobs: Blobs, reference: Reference, store: Store) -> list[Descriptor]:
+    """What the index of a layout lists.
+
+    :raises ImageNotFound: this is no layout
+    :raises ImageError: it is one of a later version, or a bad one
+    """
     _check_version(blobs, reference, store)
     index = parse_json(_read(blobs, "index.json", reference, store), reference.text, "index.json")
-    found = descriptors(index, "manifests", reference.text, "index.json")
-    return Manifests(blobs, reference.text, store).image(_select(found, reference))
+    return descriptors(index, "manifests", reference.text, "index.json")
 
 
 def _check_version(blobs: Blobs, reference: Reference, store: Store) -> None:

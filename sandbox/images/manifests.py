@@ -7,7 +7,7 @@ image-spec 1.1 ("OCI Image Index", "OCI Image Manifest"); the configuration goes
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -29,6 +29,9 @@ from sandbox.images.image import Image
 from sandbox.images.platforms import host_platform
 from sandbox.images.store import Store
 
+if TYPE_CHECKING:
+    from sandbox.oci.image import ImageConfig
+
 __all__ = [
     "Descriptor",
     "Manifests",
@@ -37,6 +40,7 @@ __all__ = [
     "descriptors",
     "diff_ids",
     "image_from",
+    "load_config",
     "parse_json",
     "parse_json_list",
 ]
@@ -179,14 +183,18 @@ def image_from(
         image,
         "layers",
         layers=tuple(layer.path for layer in unpacked),
-        config=_load_config(config, image),
+        config=load_config(config, image),
         digest=digest,
         id_mapped=store.id_mapped,
         ownership_lost=store.ownership_lost,
     )
 
 
-def _load_config(config: bytes, image: str) -> Any:
+def load_config(config: bytes, image: str) -> ImageConfig:
+    """A configuration as a class.
+
+    :raises ImageError: it is not what the specification says
+    """
     from sandbox import oci
 
     try:

@@ -22,7 +22,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import uuid
 from collections.abc import Sequence
@@ -40,7 +39,7 @@ from sandbox.images.blobstore import BlobStore
 from sandbox.images.errors import ImageTooLarge, LayerError, StoreError
 from sandbox.images.limits import DEFAULT_LIMITS, Limits
 from sandbox.images.places import Places, store_errors
-from sandbox.images.unpack import command
+from sandbox.images.unpack import command, remove
 from sandbox.linux.idmap import IdMap, host_map, is_privileged, run_in_mapped_namespace
 
 __all__ = ["Layer", "Store"]
@@ -141,6 +140,10 @@ class Store:
             )
         with store_errors("unpack", blobs[0].image, self.root):
             return self._stack(blobs)
+
+    def unpacked(self, diff_id: str) -> Layer | None:
+        """A layer, if it is unpacked already; looking at it does not keep it."""
+        return self._find(f"{diff_id.replace(':', '/')}{self._variant}")
 
     def scratch(self) -> Path:
         """A directory for files without a name, on the store's file system."""
@@ -244,7 +247,7 @@ class Store:
             "parents": [os.fspath(parent) for parent in parents],
         }
         with PlainLayer(blob, self.limits) as layer:
-            helper = self._start("unpack", str(target), json.dumps(options), lock=lock)
+            helper = self.start_helper("unpack", str(target), json.dumps(options), lock=lock)
             try:
                 _feed(helper, layer)
                 answer = _answer(helper, blob)
@@ -259,8 +262,11 @@ class Store:
             layer.verify_stored()
             raise _layer_error(answer["error"], blob)
 
-    def _start(self, verb: str, *arguments: str, lock: int = -1) -> subprocess.Popen[bytes]:
-        """Start the helper as whoever may give files the owners they need; it keeps the lock while it lives."""
+    def start_helper(self, verb: str, *arguments: str, lock: int = -1) -> subprocess.Popen[bytes]:
+        """Start :mod:`sandbox.images.unpack` as whoever may give files the owners they need.
+
+        :param lock: a descriptor that it holds while it lives
+        """
         options: dict[str, Any] = {
             "stdin": subprocess.PIPE,
             "stdout": subprocess.PIPE,
@@ -282,11 +288,10 @@ class Store:
         :raises StoreError: something of it is still there
         """
         if self.id_mapped:
-            with suppress(FileNotFoundError):
-                shutil.rmtree(tree)
+            remove(os.fspath(tree))
             return
-        _, problem = self._start("remove", str(tree)).communicate()
-        if tree.exists():
+        _, problem = self.start_helper("remove", str(tree)).communicate()
+        if os.path.lexists(tree):
             text = problem.decode(errors="replace").strip()
             raise StoreError(operation="remove", object=str(tree), cause=text or None)
 

@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["command", "main"]
+__all__ = ["command", "main", "remove"]
 
 #: What giving files their owners, modes and attributes takes, capabilities(7).
 _CAPABILITIES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_SETFCAP")
@@ -37,11 +37,13 @@ def command(verb: str, *arguments: str) -> list[str]:
 
 
 def main(arguments: list[str]) -> None:
-    """``unpack DIRECTORY OPTIONS`` (options are JSON) or ``remove DIRECTORY``."""
+    """``unpack DIRECTORY OPTIONS`` (options are JSON), ``flatten DIRECTORY OPTIONS`` or ``remove DIRECTORY``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides: it closes the pipe
     verb, directory, *rest = arguments
     if verb == "unpack":
         result = _unpack(directory, json.loads(rest[0]))
+    elif verb == "flatten":
+        result = _flatten(directory, json.loads(rest[0]))
     else:
         result = _remove(directory)
     sys.stdout.write(json.dumps(result))
@@ -71,6 +73,24 @@ def _unpack(directory: str, options: dict[str, Any]) -> dict[str, Any]:
         return {"error": {"detail": "reading the archive", "errno": error.errno}}
 
 
+def _flatten(directory: str, options: dict[str, Any]) -> dict[str, Any]:
+    from sandbox.images.flatten import Flattener
+
+    os.umask(0)
+    try:
+        layers = [os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for layer in options["layers"]]
+        return Flattener(layers, _enter(directory), owners=options["owners"]).copy()._asdict()
+    except OSError as error:
+        path = error.filename if isinstance(error.filename, str) else None
+        return {
+            "error": {
+                "detail": error.strerror if error.errno is None else None,
+                "errno": error.errno,
+                "path": path,
+            }
+        }
+
+
 def _enter(directory: str) -> int:
     """Make the layer's directory this process's root directory, and return a descriptor of it.
 
@@ -84,12 +104,22 @@ def _enter(directory: str) -> int:
     return root
 
 
-def _remove(directory: str) -> dict[str, Any]:
-    """Remove a tree whose owners the caller has no power over."""
-    import shutil
-
+def _remove(path: str) -> dict[str, Any]:
+    """Remove what the caller has no power over."""
     try:
-        shutil.rmtree(directory)
+        remove(path)
     except OSError as error:
         return {"error": {"detail": str(error.filename), "errno": error.errno}}
     return {}
+
+
+def remove(path: str) -> None:
+    """Remove a tree or a file; nothing happens if there is none."""
+    import shutil
+
+    try:
+        shutil.rmtree(path)
+    except NotADirectoryError:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

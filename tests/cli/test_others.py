@@ -197,7 +197,7 @@ class TestInspect:
     def test_of_nothing(self, cli: Any) -> None:
         done = cli("inspect", "nosuchpod")
         assert done.returncode == 1
-        assert "there is no such pod" in done.stderr
+        assert "there is neither a running pod nor an image of that name" in done.stderr
         assert "sandbox ps" in done.stderr
 
 

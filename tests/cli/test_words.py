@@ -118,7 +118,7 @@ def test_bold_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         (["logs"], 2, "expected a pod"),
         (["logs", "-n", "many", "pod"], 2, "not a number of lines"),
         (["ps", "everything"], 2, "unexpected `everything`"),
-        (["inspect", "/x"], 2, "expected POD or POD/CONTAINER"),
+        (["inspect", "--type", "pod", "/x"], 2, "expected POD or POD/CONTAINER"),
     ],
 )
 def test_wrong_usage(arguments: list[str], status: int, words: str, capfd: pytest.CaptureFixture[str]) -> None:
