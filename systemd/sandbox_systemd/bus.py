@@ -8,12 +8,13 @@ tell nothing new about an interface as stable as systemd's.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
-from .errors import NoBus
+from .errors import BusTimeout, NoBus
 
 __all__ = [
     "BINDINGS",
@@ -38,6 +39,8 @@ MANAGER_PATH = "/org/freedesktop/systemd1"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 #: Seconds until a call counts as unanswered; what libdbus and sd-bus take.
 TIMEOUT = 25.0
+#: Seconds until a manager that was greeted is greeted again.
+_GREETING = 0.002
 #: In the order of preference.
 BINDINGS = ("pydbus", "jeepney")
 
@@ -233,10 +236,37 @@ def connect(address: Address, binding: str | None = None) -> Bus:
         raise NoBus("it is not installed", operation="use D-Bus through", object=wanted or " or ".join(BINDINGS),
                     cause="; ".join(f"{name}: {why}" for name, why in found.items() if why),
                     hint="pip install jeepney, or apt install python3-pydbus")  # fmt: skip
-    if usable[0] == "pydbus":
+    bus = _bus(usable[0], address)
+    if not address.message_bus:
+        try:
+            _greet(bus)
+        except BaseException:
+            bus.close()
+            raise
+    return bus
+
+
+def _bus(binding: str, address: Address) -> Bus:
+    if binding == "pydbus":
         from .pydbus_binding import PydbusBus
 
         return PydbusBus(address)
     from .jeepney_binding import JeepneyBus
 
     return JeepneyBus(address)
+
+
+def _greet(bus: Bus) -> None:
+    """Call until something is answered.
+
+    What a manager has read together with the end of the authentication, it looks at when it reads again, not before.
+    """
+    deadline, patience = time.monotonic() + TIMEOUT, _GREETING
+    while True:
+        try:
+            bus.call("/", "org.freedesktop.DBus.Peer", "Ping", timeout=patience)
+            return
+        except BusTimeout:
+            if time.monotonic() > deadline:
+                raise
+            patience = min(patience * 2, 1.0)

@@ -98,6 +98,7 @@ def _become_manager(order: dict[str, Any]) -> NoReturn:
         if os.path.realpath(order["mount"]) != _CGROUP:
             _mount(order["mount"], _CGROUP, None, _MS_BIND | _MS_REC)
         _booted_run()
+        _inaccessible("/run" if os.geteuid() == 0 else f"/run/user/{os.geteuid()}")
         for number in range(1, signal.NSIG):
             with contextlib.suppress(OSError, ValueError):
                 signal.signal(number, signal.SIG_DFL)
@@ -139,6 +140,22 @@ def _booted_run() -> None:
             _mount(old, new, None, _MS_BIND | _MS_REC)
     os.makedirs("/run/systemd/system", exist_ok=True)
     os.close(here)
+
+
+def _inaccessible(runtime: str) -> None:
+    """Nodes that nobody may use: systemd mounts them over what it hides from services, and makes them at boot only."""
+    top = f"{runtime}/systemd/inaccessible"
+    if os.path.isdir(top):
+        return
+    os.makedirs(top)
+    os.mkdir(f"{top}/dir", 0)
+    os.mknod(f"{top}/reg", stat.S_IFREG)
+    os.mkfifo(f"{top}/fifo", 0)
+    os.mknod(f"{top}/sock", stat.S_IFSOCK)
+    for name, kind in (("chr", stat.S_IFCHR), ("blk", stat.S_IFBLK)):
+        # An ordinary user makes no devices; systemd takes others of these instead.
+        with contextlib.suppress(PermissionError):
+            os.mknod(f"{top}/{name}", kind, os.makedev(0, 0))
 
 
 def _environment(order: dict[str, Any]) -> dict[str, str]:
