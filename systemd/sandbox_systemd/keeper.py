@@ -98,7 +98,7 @@ def _become_manager(order: dict[str, Any]) -> NoReturn:
         if os.path.realpath(order["mount"]) != _CGROUP:
             _mount(order["mount"], _CGROUP, None, _MS_BIND | _MS_REC)
         _booted_run()
-        _inaccessible("/run" if os.geteuid() == 0 else f"/run/user/{os.geteuid()}")
+        _inaccessible(os.geteuid())
         for number in range(1, signal.NSIG):
             with contextlib.suppress(OSError, ValueError):
                 signal.signal(number, signal.SIG_DFL)
@@ -142,20 +142,30 @@ def _booted_run() -> None:
     os.close(here)
 
 
-def _inaccessible(runtime: str) -> None:
+def _inaccessible(uid: int) -> None:
     """Nodes that nobody may use: systemd mounts them over what it hides from services, and makes them at boot only."""
+    runtime = f"/run/user/{uid}" if uid else "/run"
     top = f"{runtime}/systemd/inaccessible"
     if os.path.isdir(top):
         return
-    os.makedirs(top)
-    os.mkdir(f"{top}/dir", 0)
-    os.mknod(f"{top}/reg", stat.S_IFREG)
-    os.mkfifo(f"{top}/fifo", 0)
-    os.mknod(f"{top}/sock", stat.S_IFSOCK)
-    for name, kind in (("chr", stat.S_IFCHR), ("blk", stat.S_IFBLK)):
+    # Without them a service that is to have something hidden fails, and says so (226/NAMESPACE); others do not need them.
+    with contextlib.suppress(PermissionError):
+        if uid:
+            _over(f"{runtime}/systemd" if os.path.isdir(runtime) else "/run/user")
+        os.makedirs(top, exist_ok=True)
+        os.mkdir(f"{top}/dir", 0)
+        os.mknod(f"{top}/reg", stat.S_IFREG)
+        os.mkfifo(f"{top}/fifo", 0)
+        os.mknod(f"{top}/sock", stat.S_IFSOCK)
         # An ordinary user makes no devices; systemd takes others of these instead.
-        with contextlib.suppress(PermissionError):
+        for name, kind in (("chr", stat.S_IFCHR), ("blk", stat.S_IFBLK)):
             os.mknod(f"{top}/{name}", kind, os.makedev(0, 0))
+
+
+def _over(place: str) -> None:
+    """An empty directory of our own in its place."""
+    os.makedirs(place, exist_ok=True)
+    _mount("tmpfs", place, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0755")
 
 
 def _environment(order: dict[str, Any]) -> dict[str, str]:
