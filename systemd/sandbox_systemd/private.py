@@ -89,7 +89,8 @@ class PrivateManager:
 
     def _make_directory(self, hidden: str, cgroup: str) -> int:
         """Under a name that nobody sweeps until its lock is held."""
-        os.mkdir(hidden, 0o700)
+        os.mkdir(hidden)
+        os.chmod(hidden, _mode())
         with open(f"{hidden}/cgroup", "w") as file:
             file.write(cgroup)
         os.mkdir(f"{hidden}/units")
@@ -112,6 +113,10 @@ class PrivateManager:
                 cause=f"{answer.get('object') or ''}: {last[0]}".strip(": "),
                 hint="`sandbox doctor` tells what is missing; --sandbox-systemd=off does without systemd",
             )  # fmt: skip
+
+        if os.geteuid() == 0:
+            # Services that run as others report to it too; the manager tells whose a message is by itself.
+            os.chmod(f"{self.directory}/systemd/notify", 0o777)
 
     def log(self) -> str:
         """What it has written."""
@@ -174,6 +179,11 @@ def _base(mount: str) -> str:
     return f"{mount}{own}".rstrip("/")
 
 
+def _mode() -> int:
+    """Of the directories: root's services may run as others, who have to reach the manager's notify socket in there."""
+    return 0o711 if os.geteuid() == 0 else 0o700
+
+
 def _runtime() -> str:
     """The directory of the managers' runtime directories, short, because sockets are in there (unix(7): 108 bytes)."""
     uid = os.geteuid()
@@ -187,7 +197,8 @@ def _runtime() -> str:
     with contextlib.suppress(FileExistsError):
         os.mkdir(base, 0o700)
     state = os.lstat(base)
-    if state.st_uid != uid or state.st_mode & 0o077:
-        raise NoBus(f"it must be a directory of user {uid} with mode 0700", operation="use", object=base,
+    if state.st_uid != uid or state.st_mode & 0o066:
+        raise NoBus(f"it must be a directory of user {uid} with mode {_mode():04o}", operation="use", object=base,
                     hint=f"remove {base}")  # fmt: skip
+    os.chmod(base, _mode())
     return base
