@@ -305,7 +305,7 @@ class Exec:
             self.container.spoil(self.child.cgroup)
             return
         if self.mark:
-            kill_marked(f"/proc/{self.child.pid}/ns/cgroup")
+            kill_marked(self.child.pid, unmarked=(os.getpid(), self.container.child.pid if self.container.child else 0))
         self.child.signal(signal.SIGKILL)
 
 
@@ -319,26 +319,31 @@ def placement(cgroup: Cgroup | None, stack: contextlib.ExitStack) -> Placement:
     return Placement(directory, tasks)
 
 
-def kill_marked(namespace: str) -> None:
-    """Kill every process in the cgroup namespace ``namespace`` until there is none left."""
+def kill_marked(pid: int, unmarked: tuple[int, ...]) -> None:
+    """Kill every process in the cgroup namespace of ``pid`` until there is none left.
+
+    Not if it is still in that of one of ``unmarked``, on its way to its own: it has started nothing yet.
+    """
     try:
-        pinned = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        pinned = os.open(f"/proc/{pid}/ns/cgroup", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return
     try:
         mark = os.fstat(pinned).st_ino
+        if mark in map(_inode, unmarked):
+            return
         for _ in range(_KILL_ROUNDS):
-            found = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and _inode(pid) == mark]
-            for pid in found:
+            found = [int(name) for name in os.listdir("/proc") if name.isdigit() and _inode(int(name)) == mark]
+            for other in found:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(other, signal.SIGKILL)
             if not found:
                 return
     finally:
         os.close(pinned)
 
 
-def _inode(pid: str) -> int:
+def _inode(pid: int) -> int:
     try:
         return os.stat(f"/proc/{pid}/ns/cgroup").st_ino
     except OSError:

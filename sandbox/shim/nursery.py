@@ -78,7 +78,10 @@ class Nursery:
 
     def _heard(self, _events: int) -> None:
         assert self._socket is not None
-        message, fds, _, _ = socket.recv_fds(self._socket, _MESSAGE, _MOST_FDS)
+        try:
+            message, fds, _, _ = socket.recv_fds(self._socket, _MESSAGE, _MOST_FDS)
+        except ConnectionResetError:
+            message, fds = b"", []  # it died before it had read the order
         order, self._order = self._order, None
         if not message or order is None:
             self._broken = True
