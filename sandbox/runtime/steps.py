@@ -104,15 +104,27 @@ class MountFilesystem(NamedTuple):
                 scene.root_fd, self.target, directory=True, follow=self.target not in _NO_LINKS
             )  # fmt: skip
             try:
-                syscalls.mount(
-                    self.source, beneath.as_path(target_fd), self.fstype, self.options.flags, self.options.data
-                )  # fmt: skip
+                self._mount(scene, beneath.as_path(target_fd))
             finally:
                 os.close(target_fd)
         except KernelError as error:
             raise _explained(error, self.target) from None
         if self.options.propagation:
             _set_propagation(scene, self.target, self.options.propagation)
+
+    def _mount(self, scene: Scene, path: str) -> None:
+        """Mount it; the kernel puts no file system on itself (EBUSY, mount(2)), but on what covers it.
+
+        That is met where /sys is the host's, and the host has cgroup2 on /sys/fs/cgroup.
+        """
+        arguments = (self.source, path, self.fstype, self.options.flags, self.options.data)
+        try:
+            syscalls.mount(*arguments)
+        except KernelError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            syscalls.mount(scene.empty, path, None, c.MS_BIND)
+            syscalls.mount(*arguments)
 
 
 def _set_propagation(scene: Scene, target: str, propagation: int) -> None:

@@ -244,6 +244,18 @@ def test_overlay_failures_are_explained(
     assert error.hint
 
 
+def test_what_is_mounted_there_already_is_covered_first(
+    scene: Path, monkeypatch: pytest.MonkeyPatch, identity: Any
+) -> None:
+    """As cgroup2 is where /sys is the host's: the kernel refuses to put a file system on itself."""
+    at = GOLDEN.splitlines().index("mount cgroup2 on /sys/fs/cgroup")
+    recorder, message = run(scene, monkeypatch, identity, fail_at=at, error=errno.EBUSY)
+    assert not message
+    cover, again = recorder.calls[at + 1 : at + 3]
+    assert cover.startswith(f"mount {scene}/empty on "), cover
+    assert again == recorder.calls[at]
+
+
 def test_nothing_can_be_imported_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules would be the container's: a child forgets how to import before anything else."""
     import sys
