@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import subprocess
+import sys
+import time
+
 #: A program of the host; what runs the tests may lie in a home, which containers do not see.
 PYTHON = "/usr/bin/python3"
 #: From the event to the news of it, in seconds. The budget is 5 ms; tests share their machine with others.
@@ -17,3 +22,16 @@ def notify(text):
 
 def program(code: str, **values: object) -> list[str]:
     return [PYTHON, "-I", "-S", "-c", code.format(**values) if values else code]
+
+
+def patient(seconds: float) -> float:
+    """``seconds``, or longer where programs start slowly: what a program has to be started in must not run out first."""
+    return seconds * _slowness()
+
+
+@functools.cache
+def _slowness() -> float:
+    """How many times longer Python takes to start than 50 ms; 1 if it does not."""
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-I", "-S", "-c", ""], check=True)
+    return max(1.0, (time.monotonic() - start) / 0.05)

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from programs import patient
+
 Snapshot = Mapping[str, frozenset[str]]
 
 #: Seconds in which the kernel has to be done with what it does by and by: reaping, namespaces, empty cgroups.
@@ -48,9 +50,9 @@ def difference(before: Snapshot, after: Snapshot) -> list[str]:
     return lines
 
 
-def assert_as_before(before: Snapshot, patience: float = PATIENCE) -> None:
+def assert_as_before(before: Snapshot, patience: float | None = None) -> None:
     """Fail with a readable list if the machine is not as it was, ``patience`` seconds from now at the latest."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + (patient(PATIENCE) if patience is None else patience)
     while lines := difference(before, snapshot()):
         if time.monotonic() > deadline:
             raise AssertionError("the machine is not as before:\n  " + "\n  ".join(lines))

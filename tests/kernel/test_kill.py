@@ -107,7 +107,8 @@ class TestABusyClient:
             monitor, shim = monitor_of(process.pid), shim_of(process.pid)
             time.sleep(0.1)  # in the middle of something
             for pid in (process.pid, monitor, shim):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it went with the one before
+                    os.kill(pid, signal.SIGKILL)
             process.wait()
         until_gone(shim)
         assert only_files_and_cgroups(before)

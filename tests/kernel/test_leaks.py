@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from gate import requires
+from programs import patient
 from snapshot import assert_as_before, difference, snapshot
 
 pytestmark = [requires("userns", "overlay"), pytest.mark.serial]
@@ -57,7 +58,7 @@ class TestTheSnapshotSees:
         with subprocess.Popen(["unshare", "--user", "sleep", "1000"]) as process:
             try:
                 with pytest.raises(AssertionError, match=r"processes: left behind: \d+ .*sleep 1000"):
-                    assert_as_before(before, 0.3)
+                    assert_as_before(before, patient(0.3))
                 assert any(line.startswith("namespaces: left behind: user:[") for line in difference(before, snapshot()))
             finally:
                 process.kill()

@@ -11,7 +11,7 @@ from typing import Any as AnyValue
 
 import pytest
 from gate import requires
-from programs import PRELUDE, SOON, program
+from programs import PRELUDE, SOON, patient, program
 
 import sandbox
 from sandbox import All, Any, Container, ContainerExited, Exec, Http, Log, Notify, Port, ReadinessTimeout
@@ -84,8 +84,8 @@ def test_an_address_may_matter() -> None:
 def test_a_port_that_never_opens() -> None:
     start = time.monotonic()
     with pytest.raises(ReadinessTimeout) as caught:
-        sandbox.start(command=[*listener(7777)], ready=Port(7778), ready_timeout=0.5)
-    assert 0.5 <= time.monotonic() - start < 3
+        sandbox.start(command=[*listener(7777)], ready=Port(7778), ready_timeout=patient(0.5))
+    assert patient(0.5) <= time.monotonic() - start < patient(3)
     assert caught.value.last_seen == "nothing listens on port 7778, only 127.0.0.1:7777"
     assert caught.value.container == "main"
     assert isinstance(caught.value, TimeoutError)

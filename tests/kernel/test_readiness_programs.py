@@ -12,7 +12,7 @@ from typing import Any as AnyValue
 
 import pytest
 from gate import requires
-from programs import NOTIFY, PRELUDE, SOON, program
+from programs import NOTIFY, PRELUDE, SOON, patient, program
 
 import sandbox
 from sandbox import ContainerExited, Exec, Healthcheck, Log, Notify, ReadinessTimeout
@@ -41,7 +41,7 @@ def test_a_program_is_run_until_it_agrees(sleeper: sandbox.RunningPod) -> None:
 
 def test_what_the_program_said_is_told(sleeper: sandbox.RunningPod) -> None:
     with pytest.raises(ReadinessTimeout, match=r"last seen: `sh` ended with exit status 1: not yet"):
-        Exec(["sh", "-c", "echo starting; echo not yet >&2; exit 1"]).wait(sleeper, timeout=0.1)
+        Exec(["sh", "-c", "echo starting; echo not yet >&2; exit 1"]).wait(sleeper, timeout=patient(0.1))
 
 
 def test_a_program_that_says_too_much(sleeper: sandbox.RunningPod) -> None:
@@ -50,7 +50,7 @@ def test_a_program_that_says_too_much(sleeper: sandbox.RunningPod) -> None:
 
 def test_a_program_that_hangs_is_killed_and_run_again(sleeper: sandbox.RunningPod) -> None:
     hangs_once = "if mkdir /tmp/once; then sleep 30 & sleep 30; fi"
-    Exec(["sh", "-c", hangs_once], timeout=0.2).wait(sleeper, timeout=10)
+    Exec(["sh", "-c", hangs_once], timeout=patient(0.2)).wait(sleeper, timeout=patient(10))
     with pytest.raises(ReadinessTimeout, match=r"`sleep` did not end within 0\.05 s"):
         Exec("sleep 30", timeout=0.05).wait(sleeper, timeout=0.2)
     with pytest.raises(ReadinessTimeout):
@@ -153,7 +153,7 @@ def test_a_child_may_send_it() -> None:
 def test_its_status_is_shown() -> None:
     code = NOTIFY + "\nnotify('STATUS=Replaying the log, 3 %')\nsignal.pause()"
     with pytest.raises(ReadinessTimeout, match="last seen: STATUS=Replaying the log, 3 %"):
-        sandbox.start(command=program(code), ready=Notify(), ready_timeout=0.5)
+        sandbox.start(command=program(code), ready=Notify(), ready_timeout=patient(0.5))
     code = NOTIFY + "\nnotify('STATUS=No space\\nERRNO=28')\nsys.exit(1)"
     with pytest.raises(ContainerExited, match=r"exit status 1\n  cause: it said: STATUS=No space ERRNO=28 \("):
         sandbox.start(command=program(code), ready=Notify())

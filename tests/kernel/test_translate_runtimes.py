@@ -53,9 +53,11 @@ APPLETS = "sh id pwd hostname grep cut tr touch cat head wc ls echo unshare stat
 
 
 def _crun(bundle: Path) -> list[str]:
-    """In a mount namespace of its own with cgroup2 where it looks for it: crun refuses hybrid layouts."""
-    run = f"crun --cgroup-manager=disabled run --bundle {bundle} {bundle.name}"
-    return ["unshare", "--mount", "sh", "-c", f"mount -t cgroup2 none /sys/fs/cgroup && exec {run}"]
+    """With cgroup2 where it looks for it, if need be in a mount namespace of its own: crun refuses hybrid layouts."""
+    run = ["crun", "--cgroup-manager=disabled", "run", "--bundle", str(bundle), bundle.name]
+    if Path("/sys/fs/cgroup/cgroup.procs").exists():
+        return run
+    return ["unshare", "--mount", "sh", "-c", 'mount -t cgroup2 none /sys/fs/cgroup && exec "$@"', "sh", *run]
 
 
 def _runc(bundle: Path) -> list[str]:
