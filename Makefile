@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 # How many test processes; `auto` is one for each core.
 JOBS ?= auto
 
-.PHONY: help demo test develop lint format bench clean need-python
+.PHONY: help demo test machine develop lint format bench clean need-python
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -19,10 +19,13 @@ demo: need-python  ## install into a virtual environment and run the examples; n
 	-$(VENV)/bin/sandbox doctor
 	$(VENV)/bin/pytest -p no:cacheprovider --verbose --durations=5 examples
 
-test lint format bench develop: VENV ?= .venv
+test machine lint format bench develop: VENV ?= .venv
 
 test: need-python  ## everything CI runs: lint, types, the built wheel, the suite as root and as an ordinary user
 	@VENV=$(VENV) JOBS=$(JOBS) $(PYTHON) tools/suite.py
+
+machine: develop  ## a shell in a machine with systemd and cgroup v2 (AS=tester: as its ordinary user)
+	@VENV=$(VENV) $(VENV)/bin/python tools/machine.py shell --user $(or $(AS),root)
 
 develop: need-python  ## the virtual environment to work in
 	@$(PYTHON) tools/environment.py $(VENV)

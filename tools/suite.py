@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,8 +35,12 @@ PACKAGES = {
     "busybox-static": "busybox: the root file system of most kernel tests",
     "crun": "crun",
     "dbus": "systemd.system: the bus of nested system managers",
+    "e2fsprogs": "the machine: mke2fs",
+    "gcc": "the machine: cc",
     "golang-github-opencontainers-specs-dev": "schema: the official JSON schemas",
+    "kmod": "the machine: depmod",
     "libseccomp2": "seccomp",
+    "mmdebstrap": "the machine: its root file system",
     "podman": "podman",
     "python3-venv": "ensurepip",
     "redis-server": "redis",
@@ -44,6 +49,7 @@ PACKAGES = {
     "systemd": "systemd: private managers; systemd.system: nested ones",
     "uidmap": "subuid: newuidmap and newgidmap",
     "umoci": "umoci",
+    "user-mode-linux": "the machine: its kernel",
 }
 
 #: Throw-away users carry the id of the process that made them: a later run can sweep after a killed one.
@@ -73,11 +79,12 @@ class As:
 
 
 ME = As()
+MACHINE = As(environment=os.environ | {"VENV": str(VENV)})
 
 
-def run(*command: str | Path, who: As = ME) -> str:
+def run(*command: str | Path, who: As = ME, label: str = "") -> str:
     """Run to the end, passing the output on; returns the test runner's closing line, if there was one."""
-    print("$", *command, flush=True)
+    print(f"{label}$", *command, flush=True)
     process = subprocess.Popen(
         command,
         cwd=who.cwd,
@@ -95,7 +102,7 @@ def run(*command: str | Path, who: As = ME) -> str:
     with process:
         assert process.stdout is not None
         for line in process.stdout:
-            print(line, end="", flush=True)
+            print(f"{label}{line}", end="", flush=True)
             if CLOSING_LINE.match(plain := ANSI.sub("", line.strip())):
                 closing_line = plain
     if process.returncode:
@@ -208,6 +215,56 @@ def ordinary_user() -> str:
         return closing_line
 
 
+#: What of tests/ is run in the User-mode Linux machine: all that the kernel, cgroups or systemd have a say in.
+IN_MACHINE = ("kernel", "systemd", "plugin", "hostile", "cli")
+#: And what of that is not, with the reason. One processor, and programs start slowly there.
+NOT_IN_MACHINE = {
+    "kernel/test_benchmarks.py": "times of such a machine tell nothing",
+    "cli/test_words.py": "usage and texts: nothing is started",
+    "plugin/test_cost.py": "counts imports",
+    "systemd/test_inside.py": "is about the nested manager, which stands in where there is no machine",
+    "systemd/test_nested.py": "the same",
+}
+
+
+def build_machine() -> str:
+    """Begin to make the machine's disk, which takes a minute on its own: the stage `machine` waits for it."""
+    subprocess.Popen(
+        machine_command("build"), env=MACHINE.environment,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    return ""
+
+
+def machine() -> str:
+    """In a machine with systemd and cgroup v2 alone, as root and, in a second one beside it, as an ordinary user."""
+    try:
+        run(*machine_command("build"), who=MACHINE)
+    except StageFailed:
+        if os.environ.get("CI"):
+            raise
+        print("no machine here, so nothing is tested in it")
+        return ""
+    left_out = [f"--deselect=tests/{name}" for name in NOT_IN_MACHINE]
+    folders = [f"tests/{name}" for name in IN_MACHINE if (CHECKOUT / "tests" / name).is_dir()]
+    command = ("pytest", "-p", "no:cacheprovider", "--timeout=300", "--durations=10")
+
+    def inside(user: str) -> str:
+        return run(
+            *machine_command("run", "--user", user, "--timeout=1200", "--"), *command, *left_out, *folders,
+            who=MACHINE, label=f"{user}: ",
+        )  # fmt: skip
+
+    with ThreadPoolExecutor() as pool:
+        outcomes = [pool.submit(inside, user) for user in ("root", "tester")]
+        root, _ = [outcome.result() for outcome in outcomes]
+    return root
+
+
+def machine_command(*arguments: str) -> tuple[str | Path, ...]:
+    return (sys.executable, CHECKOUT / "tools/machine.py", *arguments)
+
+
 def serial() -> str:
     """The tests that look at the whole machine, one after another."""
     return pytest(VENV / "bin", "-m", "serial", "--timeout=600", "tests")
@@ -300,10 +357,10 @@ GROUND: Sequence[Callable[[], str]] = (system_packages, environment)
 
 
 def stages() -> Iterator[Callable[[], str]]:
-    yield from (*GROUND, lint, types, wheel)
+    yield from (*GROUND, build_machine, lint, types, wheel)
     if os.geteuid() == 0:
         yield ordinary_user
-    yield from (serial, suite)
+    yield from (serial, machine, suite)
 
 
 def attempt(step: Callable[[], str]) -> Stage:
