@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from .errors import BusTimeout, NoBus
+from .frames import Frame, needle
 
 __all__ = [
     "BINDINGS",
@@ -60,13 +61,36 @@ class Variant(NamedTuple):
     value: Any
 
 
-class Signal(NamedTuple):
-    """A signal that came in."""
+class Signal:
+    """A signal that came in. Its body is read when somebody looks at it."""
 
-    path: str
-    interface: str
-    member: str
-    body: tuple[Any, ...]
+    __slots__ = ("_body", "_frame", "_read", "interface", "member", "path")
+
+    def __init__(
+        self, path: str, interface: str, member: str, read: Callable[[], tuple[Any, ...]], frame: Frame | None = None
+    ) -> None:
+        self.path = path
+        self.interface = interface
+        self.member = member
+        self._read = read
+        self._frame = frame
+        self._body: tuple[Any, ...] | None = None
+
+    @property
+    def body(self) -> tuple[Any, ...]:
+        """Its values."""
+        if self._body is None:
+            self._body = self._read()
+        return self._body
+
+    @property
+    def first(self) -> Any:
+        """The first value, a string: of PropertiesChanged, the interface. Costs less than the body."""
+        return self.body[0] if self._frame is None else self._frame.first
+
+    def mentions(self, *texts: str) -> bool:
+        """False if none of these is anywhere in the body; a quick look, that may be True for nothing."""
+        return self._frame is None or any(self._frame.mentions(text.encode()) for text in texts)
 
 
 class Address(NamedTuple):
@@ -132,12 +156,19 @@ class Subscription:
     ) -> None:  # fmt: skip
         self._bus, self._end = bus, end
         self.path, self.interface, self.member = path, interface, member
+        self._needles = tuple(needle(text) for text in (path, interface, member) if text)
         self._queue: deque[Signal] = deque()
         self._handler = handler or self._queue.append
 
     def wants(self, signal: Signal) -> bool:
         """True if it is of the kind that was asked for."""
-        return (self.interface, self.member) == signal[1:3] and self.path in (None, signal.path)
+        kind = (signal.interface, signal.member)
+        return (self.interface, self.member) == kind and self.path in (None, signal.path)
+
+    @property
+    def needles(self) -> tuple[bytes, ...]:
+        """What is found in the header of a message that :meth:`wants` it."""
+        return self._needles
 
     def deliver(self, signal: Signal) -> None:
         """It came in."""

@@ -16,11 +16,12 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, TypeVar
 
-from jeepney import DBusAddress, HeaderFields, Message, MessageType, Parser, new_method_call
+from jeepney import DBusAddress, HeaderFields, Message, MessageType, new_method_call
 from jeepney.io.blocking import prep_socket
 
 from . import errors
 from .bus import SYSTEMD, TIMEOUT, Address, Pending, Signal, Subscription, Variant, match_rule, types
+from .frames import SIGNAL, Frame, Frames
 
 T = TypeVar("T")
 _DBUS = ("/org/freedesktop/DBus", "org.freedesktop.DBus")
@@ -37,7 +38,8 @@ class JeepneyBus:
     def __init__(self, address: Address) -> None:
         self.address = address
         self._socket = _authenticated(address)
-        self._parser = Parser()
+        self._frames = Frames()
+        self._fds: list[Any] = []
         self._serials = count(1)
         self._sending = threading.Lock()
         # Whoever waits reads for everybody; the others sleep on the condition until there is news or nobody reads.
@@ -149,23 +151,34 @@ class JeepneyBus:
     def _take(self, data: bytes, fds: list[int]) -> None:
         from jeepney.fds import FileDescriptor
 
-        self._parser.add_data(data, [FileDescriptor(fd) for fd in fds])
-        while (message := self._parser.get_next_message()) is not None:
-            self._dispatch(message)
+        self._fds += [FileDescriptor(fd) for fd in fds]
+        self._frames.add(data)
+        while (frame := self._frames.next()) is not None:
+            if frame.kind == SIGNAL:
+                self._dispatch_signal(frame)
+            else:
+                self._dispatch_reply(self._whole(frame))
 
-    def _dispatch(self, message: Message) -> None:
-        kind, fields = message.header.message_type, message.header.fields
-        if kind in (MessageType.method_return, MessageType.error):
-            serial = fields[HeaderFields.reply_serial]
+    def _whole(self, frame: Frame) -> Message:
+        message = Message.from_buffer(frame.data, fds=self._fds)
+        del self._fds[: message.header.fields.get(HeaderFields.unix_fds, 0)]
+        return message
+
+    def _dispatch_reply(self, message: Message) -> None:
+        if message.header.message_type in (MessageType.method_return, MessageType.error):
+            serial = message.header.fields[HeaderFields.reply_serial]
             if serial in self._wanted:
                 self._wanted.discard(serial)
                 self._replies[serial] = message
-        elif kind is MessageType.signal:
-            signal = Signal(
-                fields[HeaderFields.path], fields[HeaderFields.interface], fields[HeaderFields.member], values_of(message)
-            )  # fmt: skip
-            for subscription in [s for s in self._subscriptions if s.wants(signal)]:
-                subscription.deliver(signal)
+
+    def _dispatch_signal(self, frame: Frame) -> None:
+        for subscription in list(self._subscriptions):
+            if frame.has(subscription.needles):
+                path = subscription.path or Message.from_buffer(frame.data).header.fields[HeaderFields.path]
+                subscription.deliver(Signal(
+                    path, subscription.interface, subscription.member, lambda: values_of(Message.from_buffer(frame.data)),
+                    frame,
+                ))  # fmt: skip
 
     def take_reply(self, serial: int) -> Message | None:
         """The reply to a call, once; None as long as it is not there."""

@@ -109,7 +109,7 @@ class PydbusBus:
 
         def came(_con: Any, _sender: Any, origin: str, source: str, name: str, body: Any, *_: Any) -> None:
             with self._news:
-                subscription.deliver(Signal(origin, source, name, _values(body, None)))
+                subscription.deliver(Signal(origin, source, name, lambda: _values(body, None)))
                 self._news.notify_all()
 
         self._ids[subscription] = self._in_loop(lambda: self._connection.signal_subscribe(
