@@ -324,14 +324,16 @@ def watch(pid: int, console: int, readiness: socket.socket, timeout: float) -> N
     end = os.pidfd_open(pid)
     ready_by = time.monotonic() + timeout
     sources = {0, console, end, readiness.fileno()}
+    ready = False
     while True:
-        left = ready_by - time.monotonic() if readiness.fileno() in sources else None
+        left = None if ready else ready_by - time.monotonic()
         readable, _, _ = select.select(sources, (), (), left if left is None else max(left, 0))
         if console in readable:
             with contextlib.suppress(OSError):  # EIO while nobody has the other side open
                 os.write(2, os.read(console, 65536))
-        if readiness.fileno() in readable and b"READY=1" in readiness.recv(4096).split():
-            sources.remove(readiness.fileno())
+        # It goes on telling its status, and stands still once nobody reads that.
+        if readiness.fileno() in readable and b"READY=1" in readiness.recv(4096).split() and not ready:
+            ready = True
             emit(ready=True)
         if 0 in readable and not os.read(0, 4096):
             return
