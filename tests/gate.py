@@ -298,6 +298,7 @@ for _name, *_arguments in (
     ("runc", "--version"),
     ("skopeo", "--version"),
     ("systemd", "--version"),
+    ("systemd-run", "--version"),
     ("umoci", "--version"),
 ):
     PROBES[_name.removesuffix("-server")] = functools.cache(functools.partial(_program, _name, *_arguments))
