@@ -10,6 +10,7 @@ import pytest
 _ENGINES = ("native", "crun", "runc")
 _CGROUPS = ("auto", "cgroupfs", "none")
 _KEEP = ("never", "failed")
+_PULL = ("always", "missing", "never")
 
 
 class Settings(NamedTuple):
@@ -25,6 +26,10 @@ class Settings(NamedTuple):
     ready_timeout: float | None
     #: How many log lines of each container the report of a failed test shows.
     log_lines: int
+    #: When registries are asked for images: ``always`` (once in a run), ``missing`` or ``never``.
+    pull: str
+    #: The file that says what names of images mean; None: there is none.
+    lock: str | None
 
 
 def add(parser: pytest.Parser) -> None:
@@ -53,8 +58,19 @@ def add(parser: pytest.Parser) -> None:
         "--sandbox-log-lines", type=int, default=None, metavar="N",
         help="log lines of each container in the report of a failed test (default: ini sandbox_log_lines, or 50)",
     )  # fmt: skip
+    group.addoption(
+        "--sandbox-pull", choices=_PULL, default=None,
+        help="when a registry is asked for an image: always (once in a run), missing (if it is not in the store), never "
+             "(default: $SANDBOX_PULL, or ini sandbox_pull, or missing)",
+    )  # fmt: skip
+    group.addoption(
+        "--sandbox-lock", default=None, metavar="FILE",
+        help="the file that pins images, made by `sandbox lock`; none: go without "
+             "(default: $SANDBOX_LOCK, or sandbox.lock in the root directory if it is there)",
+    )  # fmt: skip
     parser.addini("sandbox_engine", f"what starts containers: {', '.join(_ENGINES)}", default="")
     parser.addini("sandbox_cgroups", f"who gives cgroups: {', '.join(_CGROUPS)}", default="")
+    parser.addini("sandbox_pull", f"when a registry is asked for an image: {', '.join(_PULL)}", default="")
     parser.addini("sandbox_ready_timeout", "seconds that containers may take to become ready", default="")
     parser.addini("sandbox_log_lines", "log lines of each container in the report of a failed test", default="")
 
@@ -71,6 +87,7 @@ def read(config: pytest.Config) -> Settings:
         engine=_choice(config, "sandbox_engine", _ENGINES, "native"),
         cgroups=_choice(config, "sandbox_cgroups", _CGROUPS, "auto"),
         keep=config.getoption("sandbox_keep"), ready_timeout=timeout, log_lines=50 if lines is None else int(lines),
+        pull=_choice(config, "sandbox_pull", _PULL, "missing"), lock=_lock(config),
     )  # fmt: skip
 
 
@@ -84,6 +101,17 @@ def _choice(config: pytest.Config, name: str, choices: tuple[str, ...], default:
     if value not in choices:
         raise pytest.UsageError(f"{where}: there is no {value!r}; choose from {', '.join(choices)}")
     return str(value)
+
+
+def _lock(config: pytest.Config) -> str | None:
+    """The file of pinned images. One that was asked for has to be there."""
+    given = config.getoption("sandbox_lock") or os.environ.get("SANDBOX_LOCK")
+    if given == "none":
+        return None
+    path = config.rootpath / (given or "sandbox.lock")
+    if given and not path.is_file():
+        raise pytest.UsageError(f"there is no file {path}; `sandbox lock IMAGE...` makes one")
+    return str(path) if path.is_file() else None
 
 
 def _number(config: pytest.Config, name: str) -> float | None:

@@ -30,6 +30,8 @@ class State:
         #: Pods of failed tests that outlive them, and the tests.
         self.kept: dict[RunningPod, str] = {}
         self._alive: list[RunningPod] = []
+        #: Images that a registry was asked for in this run.
+        self._asked: set[str] = set()
         self._sources: list[str] | None = None
 
     @property
@@ -39,9 +41,21 @@ class State:
 
         from sandbox.pods import Options
 
+        settings = self.settings
         return attrs.evolve(
-            Options.from_environment(), engine=self.settings.engine, cgroups=self.settings.cgroups
+            Options.from_environment(), engine=settings.engine, cgroups=settings.cgroups, pull=settings.pull,
+            lock=settings.lock,
         )  # fmt: skip
+
+    def _options_for(self, pod: Pod) -> Options:
+        """``always`` asks a registry about an image when the first test wants it, not for every test."""
+        import attrs
+
+        images = {container.image for container in pod.containers}
+        if self.settings.pull != "always" or not images <= self._asked:
+            self._asked |= images
+            return self.options
+        return attrs.evolve(self.options, pull="missing")
 
     def start(self, node: pytest.Item | pytest.Session, subject: Any, fields: dict[str, Any]) -> RunningPod:
         """Start a pod for a test, or for the whole session."""
@@ -55,7 +69,7 @@ class State:
             self.fail(error)
         model = node.ihook.pytest_sandbox_configure_pod(item=node, pod=model) or model
         try:
-            pod = sandbox.start(model, options=self.options)
+            pod = sandbox.start(model, options=self._options_for(model))
         except sandbox.SandboxError as error:
             self.fail(error)
         self._alive.append(pod)

@@ -41,13 +41,19 @@ class Options:
     cgroups: str = "auto"
     #: The directory of the image store; None for the user's.
     store: str | None = None
+    #: When registries are asked for images of containers that do not say: ``always``, ``missing`` or ``never``.
+    pull: str = "missing"
+    #: A file sandbox.lock, which says what names of images mean; None for none.
+    lock: str | None = None
 
     @classmethod
     def from_environment(cls) -> Options:
-        """``SANDBOX_ENGINE``, ``SANDBOX_CGROUPS`` and ``SANDBOX_STORE``."""
+        """``SANDBOX_ENGINE``, ``_CGROUPS``, ``_STORE``, ``_PULL`` and ``_LOCK`` (a path, or ``none``)."""
         environ = os.environ
+        lock = environ.get("SANDBOX_LOCK") or "none"
         return cls(environ.get("SANDBOX_ENGINE") or "native", environ.get("SANDBOX_CGROUPS") or "auto",
-                   environ.get("SANDBOX_STORE") or None)  # fmt: skip
+                   environ.get("SANDBOX_STORE") or None, environ.get("SANDBOX_PULL") or "missing",
+                   None if lock == "none" else lock)  # fmt: skip
 
 
 @attrs.frozen
@@ -142,7 +148,10 @@ class Preparation:
 
     def container(self, container: Container) -> Prepared:
         """Resolve the image and translate. Raises :class:`ImageError`, :class:`UserNotFound` and others."""
-        image = resolve(container.image, store=self.options.store)
+        options = self.options
+        image = resolve(
+            container.image, store=options.store, pull=container.pull or options.pull, lock=options.lock
+        )
         container = read_files(container)
         for mount in container.mounts:
             if mount.create and mount.source:

@@ -64,6 +64,10 @@ def _fields(class_name: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
+def _pull(value: str) -> str:
+    return v.choice(value, "always", "missing", "never")
+
+
 def _restart(value: str) -> str:
     policy, colon, count = v.text(value).partition(":")
     if policy not in {"no", "on-failure", "always"} or (colon and policy != "on-failure"):
@@ -138,6 +142,9 @@ class Container:
     name: str = attrs.field(default="main", converter=v.name)
     #: What its root file system is made of: ``"host"``, ``"dir:PATH"``, ``"oci:PATH"``, ``"redis:7"`` …
     image: str = attrs.field(default="host", kw_only=True, converter=_image)
+    #: When a registry is asked for the image: ``"always"``, ``"missing"`` (if it is not in the store), ``"never"``.
+    #: ``None``: as :class:`sandbox.pods.Options` have it.
+    pull: str | None = attrs.field(default=None, kw_only=True, converter=attrs.converters.optional(_pull))
     #: The command, or the arguments of ``entrypoint``. ``None``: the image's. A string is split as shells do.
     command: tuple[str, ...] | None = attrs.field(
         default=None, kw_only=True, converter=attrs.converters.optional(v.words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 
 import gate
@@ -14,6 +15,7 @@ _JUDGED = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["SANDBOX_PULL"] = "never"  # a misspelled image is an error here, not a question to the Internet
     config.addinivalue_line("markers", "requires(*names): what the test needs of the machine (tests/gate.py)")
     config.addinivalue_line("markers", "serial: looks at the whole machine; runs when no other test does")
 

@@ -293,6 +293,8 @@ for _name, *_arguments in (
     ("busybox", "true"),
     ("bwrap", "--version"),
     ("crun", "--version"),
+    ("docker-registry", "--version"),
+    ("openssl", "version"),
     ("podman", "--version"),
     ("redis-server", "--version"),
     ("runc", "--version"),

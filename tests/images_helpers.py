@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import io
@@ -123,6 +124,11 @@ END = bytes(1024)
 def sha256(content: bytes) -> str:
     """A digest as OCI writes it."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def base64_of(text: str) -> str:
+    """Text as credential files have it."""
+    return base64.b64encode(text.encode()).decode()
 
 
 def blob_of(content: bytes, stored: bytes | None = None, **facts: Any) -> LayerBlob:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sandbox.models import Container, Mount
 
 OPTIONS = (
+    Option("pull", "Ask a registry: always, missing or never", "", "POLICY"),
     Option("env", "Set a variable, or pass it on", "e", "KEY[=VALUE]", many=True),
     Option("env-file", "Read variables from a file", "", "FILE", many=True),
     Option("volume", "Show a path of the host: SRC:DST[:ro]", "v", "MOUNT", many=True),
@@ -52,7 +53,7 @@ def model(given: Given, image: str, command: list[str]) -> Container:
         "env": dict(variables(given["env"])), "env_files": given["env-file"], "mounts": list(_mounts(given)),
         "resources": _resources(given), "security": _security(given), "network": _network(given["network"]),
         "ulimits": dict(_pair(text, "ulimit") for text in given["ulimit"]), "tty": bool(given["tty"]),
-        "devices": given["device"], "sysctls": dict(_pair(text, "sysctl") for text in given["sysctl"]),
+        "pull": given["pull"], "devices": given["device"], "sysctls": dict(_pair(text, "sysctl") for text in given["sysctl"]),
         "extra_hosts": dict(_pair(text, "add-host", ":") for text in given["add-host"]),
     }  # fmt: skip
     if command:

@@ -11,6 +11,7 @@ TYPE_CHECKING = False  # importing typing would double the time that the helper 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sandbox.images.distribution.pins import Pins
     from sandbox.images.image import Image, UserFiles
     from sandbox.images.references import Reference, parse
     from sandbox.images.sources import (
@@ -50,13 +51,21 @@ _HOME = {
 }
 
 
-def resolve(reference: str, *, store: Store | str | Path | None = None) -> Image:
+def resolve(
+    reference: str,
+    *,
+    store: Store | str | Path | None = None,
+    pull: str = "missing",
+    lock: str | Path | None = None,
+) -> Image:
     """The image behind a reference, verified and unpacked.
 
     :param reference: ``host``, ``dir:PATH``, ``oci:PATH[:TAG]``, ``oci-archive:PATH[:TAG]``,
-        ``docker-archive:PATH[:NAME]``, a path (``./rootfs``), what a registered source knows, or the name, digest
-        or id of an image in the store
+        ``docker-archive:PATH[:NAME]``, a path (``./rootfs``), what a registered source knows, the name, digest
+        or id of an image in the store, or a name that a registry knows (``redis:7``)
     :param store: where images are kept; by default this user's store, see :meth:`Store.default`
+    :param pull: when a registry is asked: ``always``, ``missing`` (if the store does not have it) or ``never``
+    :param lock: a file sandbox.lock, which says what names mean (:mod:`sandbox.images.distribution.pins`)
     :raises ImageNotFound: there is no such image
     :raises ImageVerificationError: a blob is not what its digest or size says
     :raises ImageError: the reference or the image is bad; the message has the layer and the entry
@@ -68,11 +77,18 @@ def resolve(reference: str, *, store: Store | str | Path | None = None) -> Image
     parsed = parse(reference, registered_transports())
     place = store if isinstance(store, Store) else Store(store) if store is not None else Store.default()
     if parsed.transport == "docker":
-        from sandbox.images.stored import Images
+        from sandbox.images import registry
 
-        if (found := Images(place).resolve(parsed)) is not None:
-            return found
+        return registry.resolve(parsed, place, pull=pull, pins=_pins(lock))
     return find_source(parsed.transport).resolve(parsed, place)
+
+
+def _pins(lock: str | Path | None) -> Pins | None:
+    if lock is None:
+        return None
+    from sandbox.images.distribution.pins import Pins
+
+    return Pins.load(lock)
 
 
 def __getattr__(name: str) -> object:

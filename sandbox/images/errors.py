@@ -11,7 +11,16 @@ if TYPE_CHECKING:
 
     from sandbox.errors import Facts
 
-__all__ = ["ImageTooLarge", "LayerError", "MediaTypeError", "PlatformNotFound", "StoreError"]
+__all__ = [
+    "AuthenticationError",
+    "ImageTooLarge",
+    "LayerError",
+    "MediaTypeError",
+    "PlatformNotFound",
+    "RateLimited",
+    "RegistryError",
+    "StoreError",
+]
 
 
 class LayerError(ImageError):
@@ -78,3 +87,66 @@ class PlatformNotFound(ImageNotFound):
 
 class StoreError(ImageError):
     """The store itself failed: no space, no permission, a file system without extended attributes."""
+
+
+class RegistryError(ImageError):
+    """A registry could not be reached, or refused.
+
+    :ivar registry: its host as it was asked, ``"registry-1.docker.io"``
+    :ivar status: HTTP status of its answer; ``None`` if there was none
+    :ivar code: the registry's own word for it, ``"MANIFEST_UNKNOWN"`` (distribution-spec, "Error Codes")
+    :ivar temporary: the same request may well succeed a little later
+    """
+
+    facts = (*ImageError.facts, "registry", "status", "code", "temporary")
+
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        registry: str | None = None,
+        status: int | None = None,
+        code: str | None = None,
+        temporary: bool = False,
+        **facts: Unpack[Facts],
+    ) -> None:
+        super().__init__(detail, **facts)
+        self.registry = registry
+        self.status = status
+        self.code = code
+        self.temporary = temporary
+
+    def _reason(self) -> str:
+        known = self.registry is None or self.registry in (self.object or "")
+        about = f"{self.registry} answered {self.status}" if self.registry and self.status else self.registry
+        about = about if self.status or not known else None
+        return ": ".join(part for part in (about, super()._reason()) if part)
+
+
+class AuthenticationError(RegistryError):
+    """A registry wants other credentials than those it was given, or any."""
+
+
+class RateLimited(RegistryError):
+    """A registry answers no more requests for a while.
+
+    :ivar retry_after: seconds it asks to wait; ``None`` if it does not say
+    """
+
+    facts = (*RegistryError.facts, "retry_after")
+
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        retry_after: float | None = None,
+        registry: str | None = None,
+        status: int | None = None,
+        code: str | None = None,
+        temporary: bool = True,
+        **facts: Unpack[Facts],
+    ) -> None:
+        super().__init__(
+            detail, registry=registry, status=status, code=code, temporary=temporary, **facts
+        )
+        self.retry_after = retry_after

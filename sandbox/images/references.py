@@ -7,7 +7,6 @@ registry names, the grammar of the distribution project: ``[HOST[:PORT]/]NAME[:T
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 
@@ -18,7 +17,16 @@ from sandbox.errors import ImageError
 __all__ = ["BUILTIN_TRANSPORTS", "Reference", "parse", "parse_registry_name"]
 
 #: Transports this version knows by itself, in the order in which messages list them.
-BUILTIN_TRANSPORTS = ("host", "dir", "oci", "oci-archive", "docker-archive", "docker")
+BUILTIN_TRANSPORTS = (
+    "host",
+    "dir",
+    "oci",
+    "oci-archive",
+    "docker-archive",
+    "docker",
+    "docker-daemon",
+    "containers-storage",
+)
 
 _TRANSPORT = re.compile(r"([a-z][a-z0-9+.-]*):(.*)", re.DOTALL)
 _DIGEST_AT_END = re.compile(r"(.*)@((?:sha256|sha384|sha512):[0-9a-f]+)", re.DOTALL)
@@ -40,8 +48,8 @@ class Reference:
 
     #: The reference as the user wrote it.
     text: str
-    #: ``host``, ``dir``, ``oci``, ``oci-archive``, ``docker-archive``, ``docker`` (a registry), ``path``
-    #: (what is there decides) or the name of a registered source.
+    #: ``host``, ``dir``, ``oci``, ``oci-archive``, ``docker-archive``, ``docker`` (a registry), ``docker-daemon``,
+    #: ``containers-storage``, ``path`` (what is there decides) or the name of a registered source.
     transport: str
     #: File system path; for a registered source everything after ``name:``.
     path: str = ""
@@ -53,6 +61,8 @@ class Reference:
     domain: str = ""
     #: Repository in the registry, ``library/postgres``.
     repository: str = ""
+    #: No registry host was written, so registries.conf(5) may have an alias for it.
+    short: bool = False
 
     @property
     def canonical(self) -> str:
@@ -102,10 +112,13 @@ def parse_registry_name(text: str, name: str | None = None) -> Reference:
         )
     rest, tag = _split_tag(text, rest)
     domain, repository = _split_domain(rest)
+    short = name is None and not rest.startswith((f"{domain}/", "index.docker.io/"))
     _check_name(text, domain, repository)
     if not tag and not digest:
         tag = "latest"
-    return Reference(text, "docker", tag=tag, digest=digest, domain=domain, repository=repository)
+    return Reference(
+        text, "docker", tag=tag, digest=digest, domain=domain, repository=repository, short=short
+    )
 
 
 def _with_transport(text: str, transport: str, rest: str) -> Reference:
@@ -115,6 +128,8 @@ def _with_transport(text: str, transport: str, rest: str) -> Reference:
         return _file_reference(text, transport, rest)
     if transport == "dir" and not rest:
         raise _invalid(text, "the path is missing", "write dir:PATH")
+    if transport in ("docker-daemon", "containers-storage") and not rest:
+        raise _invalid(text, "the name is missing", f"write {transport}:NAME[:TAG]")
     return Reference(text, transport, path=rest)
 
 
@@ -138,6 +153,8 @@ def _registry_or_unknown(text: str, transport: str, rest: str, known: tuple[str,
             (".", "/", "~")
         ):
             raise
+    import difflib
+
     near = difflib.get_close_matches(transport, known, n=1)
     meant = f"did you mean {near[0]}:? " if near else ""
     raise ImageError(

@@ -30,6 +30,8 @@ _MODULES = {
     "oci-archive": "sandbox.images.archive",
     "docker-archive": "sandbox.images.archive",
     "docker": "sandbox.images.registry",
+    "docker-daemon": "sandbox.images.daemons",
+    "containers-storage": "sandbox.images.daemons",
 }
 
 _registered: dict[str, Source] = {}

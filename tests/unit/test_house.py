@@ -43,7 +43,9 @@ ARROWS: dict[str, set[str]] = {
     "sandbox.oci": {"attrs", "cattrs", "sandbox.errors"},
     "sandbox._*": {"attrs", "sandbox.errors", "sandbox.oci"},
     "sandbox.models": {"attrs", "sandbox._*", "sandbox._text", "sandbox.errors"},
-    "sandbox.images": {"attrs", "sandbox.errors", "sandbox.linux", "sandbox.oci", "zstandard"},
+    "sandbox.images": {
+        "attrs", "sandbox._version", "sandbox.errors", "sandbox.linux", "sandbox.oci", "zstandard"
+    },
     "sandbox.build": {"attrs", "sandbox"},
     "sandbox.cgroups": {"attrs", "sandbox.errors", "sandbox.linux", "sandbox_systemd"},
     "sandbox_systemd": {"attrs", "gi", "jeepney", "pydbus"},
