@@ -83,16 +83,17 @@ def heard(connection: socket.socket) -> tuple[Any, ...] | None:
     """The body of the first call; None if there is none."""
     connection.settimeout(30)
     data, parser = b"", Parser()
-    while b"BEGIN\r\n" not in data:
-        if not (chunk := connection.recv(65536)):
-            return None
-        data += chunk
-    with contextlib.suppress(BrokenPipeError):  # it has refused something, and gone
+    with contextlib.suppress(ConnectionError):  # it has refused something, and gone
+        while b"BEGIN\r\n" not in data:
+            if not (chunk := connection.recv(65536)):
+                return None
+            data += chunk
         connection.sendall(_WELCOME)
-    parser.add_data(data.partition(b"BEGIN\r\n")[2])
-    while (message := parser.get_next_message()) is None:
-        if not (chunk := connection.recv(65536)):
-            return None
-        parser.add_data(chunk)
-    body: tuple[Any, ...] = message.body
-    return body
+        parser.add_data(data.partition(b"BEGIN\r\n")[2])
+        while (message := parser.get_next_message()) is None:
+            if not (chunk := connection.recv(65536)):
+                return None
+            parser.add_data(chunk)
+        body: tuple[Any, ...] = message.body
+        return body
+    return None

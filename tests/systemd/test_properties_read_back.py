@@ -40,6 +40,7 @@ SETS = {
 RENAMED = {
     "ReadWriteDirectories": "ReadWritePaths", "ReadOnlyDirectories": "ReadOnlyPaths",
     "InaccessibleDirectories": "InaccessiblePaths", "DelegateControllers": "Delegate",
+    "WatchdogUSec": "NotifyAccess",
     **{
         f"Standard{stream}{suffix}": f"Standard{stream}"
         for stream in ("Input", "Output", "Error")
@@ -54,6 +55,7 @@ RENAMED = {
 APART = {
     "Type": "kind", "ExitType": "kind", "Restart": "kind", "RestartForceExitStatus": "kind",
     "SetCredential": "id", "SetCredentialEncrypted": "id", "LoadCredential": "id", "LoadCredentialEncrypted": "id",
+    "RootHash": "hash", "RootHashSignature": "signature",
 }  # fmt: skip
 NUMBERS = itertools.count(1)
 
