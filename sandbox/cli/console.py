@@ -23,15 +23,24 @@ def bold(text: str) -> str:
 
 def write(text: str) -> None:
     """To standard output, at once; bytes that came out of file names as surrogates go back as they were."""
-    data = memoryview(text.encode("utf-8", "surrogateescape"))
+    data = memoryview(encoded(text))
     while data:
         data = data[os.write(1, data) :]
 
 
-def complain(text: str) -> None:
-    """To standard error."""
+def encoded(text: str) -> bytes:
+    """UTF-8; what names have as surrogates goes back to the bytes that it was, if it was bytes."""
     try:
-        os.write(2, f"{text}\n".encode("utf-8", "surrogateescape"))
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # out of a JSON document: not of any file's name
+        return text.encode("utf-8", "backslashreplace")
+
+
+def complain(text: str) -> None:
+    """To standard error. Errors have names of strangers in them: control characters are not for the terminal."""
+    shown = "".join(char if (char >= " " and char != "\x7f") or char in "\n\t" else repr(char)[1:-1] for char in text)
+    try:
+        os.write(2, encoded(f"{shown}\n"))
     except OSError:
         pass  # nobody listens; the exit status still tells
 

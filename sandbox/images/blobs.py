@@ -6,6 +6,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, BinaryIO, Protocol, Self
 
 import attrs
@@ -210,9 +211,10 @@ class PlainLayer:
 
     def _gunzip(self, chunk: bytes) -> Iterator[bytes]:
         """All members, one after another (RFC 1952 section 2.2); padding of zeros at the end is ignored."""
+        inflate = inflater()
         try:
             while chunk:
-                member = zlib.decompressobj(wbits=31)
+                member = inflate.decompressobj(wbits=31)
                 while not member.eof:
                     piece = member.decompress(chunk, _OUTPUT)
                     if piece:
@@ -221,7 +223,7 @@ class PlainLayer:
                     if not chunk and len(piece) < _OUTPUT and not member.eof:
                         chunk = self._more()
                 chunk = self._after_padding(member.unused_data)
-        except zlib.error as error:
+        except (zlib.error, inflate.error) as error:
             raise self._broken("gzip", error) from error
 
     def _more(self) -> bytes:
@@ -267,6 +269,16 @@ class _Prefixed:
             piece, self._first = self._first[:size], self._first[size:]
             return piece
         return self._rest.read(size)
+
+
+@cache
+def inflater() -> Any:
+    """What decompresses gzip: ISA-L's igzip where its bindings are installed (twice as fast), else zlib; same interface."""
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return zlib
+    return isal_zlib
 
 
 def _zstandard(blob: LayerBlob) -> Any:

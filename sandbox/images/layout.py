@@ -101,7 +101,7 @@ def _select(found: list[Descriptor], reference: Reference) -> Descriptor:
         each
         for each in found
         if (not reference.tag or reference.tag in each.names)
-        and (not reference.digest or reference.digest == each.digest)
+        and (reference.digest == each.digest if reference.digest else not each.attached)
     ]
     if not reference.tag and not reference.digest and len({each.digest for each in fitting}) > 1:
         fitting = [each for each in fitting if "latest" in each.names] or _one_image(fitting)

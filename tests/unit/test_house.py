@@ -44,7 +44,7 @@ ARROWS: dict[str, set[str]] = {
     "sandbox._*": {"attrs", "sandbox.errors", "sandbox.oci"},
     "sandbox.models": {"attrs", "sandbox._*", "sandbox._text", "sandbox.errors"},
     "sandbox.images": {
-        "attrs", "sandbox._version", "sandbox.errors", "sandbox.linux", "sandbox.oci", "zstandard"
+        "attrs", "isal", "sandbox._version", "sandbox.errors", "sandbox.linux", "sandbox.oci", "zstandard"
     },
     "sandbox.build": {"attrs", "sandbox"},
     "sandbox.cgroups": {"attrs", "sandbox.errors", "sandbox.linux", "sandbox_systemd"},
