@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from gate import requires
+from hypothesis import HealthCheck, given, settings, strategies as st
 from machines.said import Listener
 from sandbox_systemd.errors import InvalidProperty
 from sandbox_systemd.properties import names, parse
@@ -44,6 +45,46 @@ def in_lots(rows: list[str]) -> list[list[str]]:
 @pytest.mark.parametrize("lot", in_lots([*SERVICE, *NEUTRAL, *REFUSED_BY_MANAGER]), ids=lambda lot: lot[0])
 def test_of_services(listener: Listener, lot: list[str]) -> None:
     assert ours(lot) == listener.properties(lot)
+
+
+#: Pieces that mean something in one property or another.
+PIECES = st.sampled_from(
+    [
+        *" \t\"'\\:,.-+~!|@%=/0123456789abcxKMGs",
+        "infinity",
+        "yes",
+        "/a",
+        "5%",
+        "1h",
+        "ms",
+        "::",
+        "0x",
+        "\\x41",
+        "AF_UNIX",
+    ]
+)
+
+
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    row=st.sampled_from([*SERVICE, *NEUTRAL, *REFUSED]),
+    text=st.lists(PIECES, max_size=6).map("".join),
+    at=st.floats(0, 1),
+)
+def test_of_rows_with_something_else_in_them(listener: Listener, row: str, text: str, at: float) -> None:
+    name, _, value = row.partition("=")
+    place = round(at * len(value))
+    assignment = f"{name}={value[:place]}{text}{value[place:]}"
+    try:
+        mine: Properties | None = ours([assignment])
+    except InvalidProperty:
+        mine = None
+    theirs = listener.properties([assignment])
+    assert mine == theirs or (mine is None and name in MORE_STRICTLY_READ) or name == "StandardInputText"
+
+
+#: Where STRICTER has differences.
+MORE_STRICTLY_READ = {row.partition("=")[0] for row in STRICTER}
 
 
 def test_of_services_with_a_name_on_the_bus(listener: Listener) -> None:

@@ -49,6 +49,7 @@ def parse(assignments: Iterable[str], unit_type: str = "service") -> list[Proper
     :param unit_type: ``service``, ``scope``, ``slice``, ``socket``, ``timer``, ``path``, ``mount``, ``automount``
     :raises InvalidProperty: naming the assignment, with the reason and a hint
     """
+    _table(unit_type)
     found = []
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -65,8 +66,9 @@ def from_python(values: Mapping[str, Any], unit_type: str = "service") -> list[P
 
     A string is in systemd's syntax, ``"64M"``; anything else stands for itself: numbers, booleans, paths, seconds as
     float or timedelta, ``math.inf``, words as a list, ``Environment`` and things per device as a dict, a command as the
-    list of its arguments. None leaves a property out, a :class:`Variant` goes as it is, whatever the name. Some
-    names are for programs only: PIDs, AddRef, StandardInputFileDescriptor and the like.
+    list of its arguments. What may be assigned more than once, like BindPaths, is a list of texts or of tuples of
+    their parts: ``[("/from", "/to"), "/etc/ssl:/ssl:norbind"]``. None leaves a property out, a :class:`Variant` goes as
+    it is, whatever the name. Some names are for programs only: PIDs, AddRef, StandardInputFileDescriptor and the like.
 
     :raises InvalidProperty: naming the property and its value, with the reason and a hint
     """

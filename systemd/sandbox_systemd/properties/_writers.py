@@ -1,7 +1,7 @@
 """From Python values to the text of assignments, which the readers then understand.
 
-A string is always text in systemd's own syntax. Anything else means what it says: words of a list are quoted, so that
-spaces, quotes, dollars and percent signs in them stand for themselves.
+A string is text in systemd's own syntax. Anything else means what it says: the words of a list and the parts of a tuple
+are quoted, so that spaces, quotes, colons and dollars in them stand for themselves.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def nanoseconds(value: Any) -> list[str]:
 
 
 def fraction(value: Any) -> list[str]:
-    """A share as a float: 0.5 is 50 %."""
+    """A share as a float: 0.5 is 50 %, infinity is no limit."""
+    if value == math.inf:
+        return [""]
     if isinstance(value, float):
         return [f"{round(value * 10_000)}‱"]
     if not isinstance(value, str):
@@ -113,14 +115,13 @@ def numbers(value: Any) -> list[str]:
 
 
 def items(join: Callable[..., str]) -> Writer:
-    """One assignment for each: of a sequence of texts or tuples, or of a mapping."""
+    """One assignment for each item of a mapping or a list. A tuple is one item, in its parts; a text is in syntax."""
 
     def write(value: Any) -> list[str]:
         if isinstance(value, Mapping):
             value = list(value.items())
-        if not _is_many(value) or (isinstance(value, tuple) and not all(map(_is_many, value))):
-            value = [value]
-        return [join(*item) if isinstance(item, tuple) else scalar(item) for item in value]
+        elements = [value] if isinstance(value, tuple) or not _is_many(value) else value
+        return [join(*item) if isinstance(item, tuple) else scalar(item) for item in elements]
 
     return write
 
@@ -141,18 +142,17 @@ def spaced_seconds(path: Any, span: Any) -> str:
 
 
 def bind(source: Any, inside: Any = None, options: str = "") -> str:
-    """A source, where it is seen, and rbind or norbind."""
-    parts = [scalar(source), scalar(source) if inside is None else scalar(inside)]
-    prefix = "-" if parts[0].startswith("-") else ""
-    text = prefix + ":".join(quote(part.removeprefix("-") if part is parts[0] else part) for part in parts)
+    """A source, after - if it may be missing; where it is seen; and rbind or norbind."""
+    path = scalar(source).removeprefix("-")
+    optional = "-" if scalar(source).startswith("-") else ""
+    text = f"{optional}{quote(path)}:{quote(path if inside is None else scalar(inside))}"
     return f"{text}:{options}" if options else text
 
 
 def pair(path: Any, options: Any = "") -> str:
     """A path with options, as one word."""
-    options_text = ",".join(map(scalar, options)) if _is_many(options) else scalar(options)
-    text = protect(scalar(path), ":")
-    return quote(f"{text}:{protect(options_text, '')}" if options_text else text)
+    listed = ",".join(map(scalar, options)) if _is_many(options) else scalar(options)
+    return quote(protect(scalar(path), ":") + (f":{listed}" if listed else ""))
 
 
 def directory(name: Any, link: Any = "") -> str:
