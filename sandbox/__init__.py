@@ -12,6 +12,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandbox import oci as oci
     from sandbox._version import __version__ as __version__
+    from sandbox.build.errors import BuildError as BuildError, DockerfileError as DockerfileError
+    from sandbox.build.fluent import Image as Image
+    from sandbox.build.prepared import Prepared as Prepared, prepare as prepare
     from sandbox.errors import (
         CalledProcessError as CalledProcessError,
         CommandNotExecutable as CommandNotExecutable,
@@ -76,6 +79,9 @@ if TYPE_CHECKING:
 # themselves together.
 _NAMES_OF = {
     "_version": ("__version__",),
+    "build.errors": ("BuildError", "DockerfileError"),
+    "build.fluent": ("Image",),
+    "build.prepared": ("Prepared", "prepare"),
     "errors": (
         "CalledProcessError", "CommandNotExecutable", "CommandNotFound", "ContainerExited", "ImageError",
         "ImageNotFound", "ImageVerificationError", "LimitNotEnforceable", "ModelError",

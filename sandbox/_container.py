@@ -229,6 +229,26 @@ class ContainerFace:
         except SandboxError:
             return False
 
+    # -- images ---------------------------------------------------------------------------------------------------
+
+    def commit(
+        self, tag: str | None = None, *, pause: bool = True, message: str | None = None,
+        changes: Mapping[str, Any] | None = None,
+    ) -> str:  # fmt: skip
+        """Make an image of it as it is now: what it was started from, and what it has changed since.
+
+        :param tag: what to call the image
+        :param pause: stop its processes meanwhile, where the kernel can (cgroup freezer)
+        :param message: what the image's history says
+        :param changes: members of the image's ``config`` that are to be different: ``{"Cmd": ["redis-server"]}``
+        :returns: a reference for ``image=``: the tag, or the digest
+
+        What lies in mounts and volumes is no part of it.
+        """
+        from sandbox.build.commits import commit
+
+        return commit(self._one(), tag, pause=pause, message=message, changes=changes)
+
     # -- life -----------------------------------------------------------------------------------------------------
 
     @property

@@ -110,7 +110,7 @@ class Preparation:
     def _meta(self) -> dict[str, Any]:
         return {
             "name": self.pod.name, "labels": dict(self.pod.labels), "client": os.getpid(),
-            "test": os.environ.get("PYTEST_CURRENT_TEST"), "images": {c.name: c.image for c in self.pod.containers},
+            "test": os.environ.get("PYTEST_CURRENT_TEST"), "images": {c.name: str(c.image) for c in self.pod.containers},
             "cgroups": self._giver.name, "engine": self.options.engine,
         }  # fmt: skip
 
@@ -148,10 +148,7 @@ class Preparation:
 
     def container(self, container: Container) -> Prepared:
         """Resolve the image and translate. Raises :class:`ImageError`, :class:`UserNotFound` and others."""
-        options = self.options
-        image = resolve(
-            container.image, store=options.store, pull=container.pull or options.pull, lock=options.lock
-        )
+        image = self._image(container)
         container = read_files(container)
         for mount in container.mounts:
             if mount.create and mount.source:
@@ -171,6 +168,14 @@ class Preparation:
         if profile is not None:
             self._add_filter(message, profile)
         return Prepared(container, image, spec, message)
+
+    def _image(self, container: Container) -> Image:
+        if isinstance(container.image, str):
+            options = self.options
+            pull = container.pull or options.pull
+            return resolve(container.image, store=options.store, pull=pull, lock=options.lock)
+        made: Image = container.image.resolve_image(self.options.store)
+        return made
 
     def _default_pids_as_rlimit(self, container: Container, spec: dict[str, Any]) -> None:
         """Nobody asked for the default limit on processes, so another way to keep it will do.

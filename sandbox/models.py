@@ -43,8 +43,10 @@ _HOOKS = frozenset({
 })  # fmt: skip
 
 
-def _image(value: str | os.PathLike[str]) -> str:
-    """A reference; a path object always stays recognisable as a path."""
+def _image(value: Any) -> Any:
+    """A reference, or an image that is made; a path object always stays recognisable as a path."""
+    if callable(getattr(value, "resolve_image", None)):
+        return value
     reference = v.any_path(value)
     bare = isinstance(value, os.PathLike) and not reference.startswith(("/", "./", "../"))
     return f"./{reference}" if bare else reference
@@ -140,8 +142,9 @@ class Container:
 
     #: Its name in the pod: letters, digits, ``-`` and ``_``, at most 63.
     name: str = attrs.field(default="main", converter=v.name)
-    #: What its root file system is made of: ``"host"``, ``"dir:PATH"``, ``"oci:PATH"``, ``"redis:7"`` …
-    image: str = attrs.field(default="host", kw_only=True, converter=_image)
+    #: What its root file system is made of: ``"host"``, ``"dir:PATH"``, ``"oci:PATH"``, ``"redis:7"``, ``"build:./api"`` …,
+    #: or something that makes it: :class:`sandbox.Image`, :class:`sandbox.Prepared`.
+    image: Any = attrs.field(default="host", kw_only=True, converter=_image)
     #: When a registry is asked for the image: ``"always"``, ``"missing"`` (if it is not in the store), ``"never"``.
     #: ``None``: as :class:`sandbox.pods.Options` have it.
     pull: str | None = attrs.field(default=None, kw_only=True, converter=attrs.converters.optional(_pull))

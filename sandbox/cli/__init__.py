@@ -11,6 +11,7 @@ __all__ = ["main"]
 COMMANDS = {
     "run": ("run", "IMAGE [COMMAND...]", "Run a command in a container of its own"),
     "exec": ("exec", "POD COMMAND...", "Run a command in a running container"),
+    "build": ("build", "CONTEXT", "Build an image from a Dockerfile"),
     "ps": ("ps", "", "List running pods and their containers"),
     "logs": ("logs", "POD", "Show what a container has written"),
     "inspect": ("inspect", "POD|IMAGE", "Print specs and states as JSON"),

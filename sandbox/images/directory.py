@@ -12,6 +12,7 @@ import attrs
 from sandbox.errors import ImageError, ImageNotFound
 from sandbox.images.config import empty_config
 from sandbox.images.image import Image
+from sandbox.images.sources import find_source
 from sandbox.linux.idmap import is_privileged
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def resolve(reference: Reference, store: Store) -> Image:
         raise _error(reference, "not a directory", "write dir:PATH with the directory of a root file system")
     if (path / "oci-layout").is_file():
         return _layout(reference, store)
+    if reference.transport == "path" and any((path / name).is_file() for name in ("Dockerfile", "Containerfile")):
+        return find_source("build").resolve(reference, store)
     return _root(reference, path.resolve())
 
 

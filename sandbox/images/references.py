@@ -26,6 +26,8 @@ BUILTIN_TRANSPORTS = (
     "docker",
     "docker-daemon",
     "containers-storage",
+    "build",
+    "mmdebstrap",
 )
 
 _TRANSPORT = re.compile(r"([a-z][a-z0-9+.-]*):(.*)", re.DOTALL)

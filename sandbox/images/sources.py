@@ -32,6 +32,9 @@ _MODULES = {
     "docker": "sandbox.images.registry",
     "docker-daemon": "sandbox.images.daemons",
     "containers-storage": "sandbox.images.daemons",
+    # These run programs to make an image, and lie above this package: they are named here, and imported by nobody.
+    "build": "sandbox.build.source",
+    "mmdebstrap": "sandbox.build.mmdebstrap",
 }
 
 _registered: dict[str, Source] = {}

@@ -316,7 +316,7 @@ class Pods:
             answers.finish({"event": "files"}, [sock.fileno()])
 
     def _changes(self, message: Message, _fds: list[int], answers: Answers) -> None:
-        """``{"pod", "container"}`` → the file system that has what it changed of its image."""
+        """``{"pod", "container"}`` → the file system that has what it changed of its image, and its user namespace."""
         container = self._container(message)
         fd = container.child.changes if container.child else -1
         if fd < 0:
@@ -324,7 +324,7 @@ class Pods:
                           cause="it runs on the host's own files" if not container.rootfs.whole
                                 else f"the engine {container.engine} keeps them to itself",
                           hint="use another image and the native engine")  # fmt: skip
-        answers.finish({"event": "changes"}, [fd])
+        answers.finish({"event": "changes"}, [fd, container.namespaces["user"]])
 
     # -- processes in containers: see :mod:`.execs` -----------------------------------------------------------------
 

@@ -1,0 +1,84 @@
+"""What FROM and ``--from`` name: images to go on from, whatever they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sandbox import oci
+from sandbox.build.copying import Order
+from sandbox.build.draft import Draft
+from sandbox.build.errors import BuildError
+from sandbox.build.workshop import Workshop, key_of, layers_of
+from sandbox.images import registered_transports, resolve
+from sandbox.images.references import parse
+from sandbox.images.stored import Images
+
+if TYPE_CHECKING:
+    from sandbox.images.image import Image
+    from sandbox.images.store import Store
+
+__all__ = ["base", "draft_of", "identity"]
+
+
+def base(reference: str, workshop: Workshop) -> Draft:
+    """The image of a reference, with its layers among the store's blobs. ``scratch`` is nothing at all.
+
+    :raises ImageError: there is no such image, or it cannot be used
+    """
+    if reference == "scratch":
+        return Draft.scratch()
+    store = workshop.store
+    parsed = parse(reference, registered_transports())
+    if parsed.transport == "host":
+        raise BuildError(
+            "the image `host` is this machine itself", operation="build from", object=reference,
+            hint="start from an image of its own: debian:12, dir:PATH, mmdebstrap:bookworm",
+        )  # fmt: skip
+    if parsed.transport == "docker" and (found := _stored(store, reference)) is not None:
+        return found
+    image = resolve(reference, store=store)
+    if parsed.transport == "docker" and (found := _stored(store, reference)) is not None:
+        return found
+    return draft_of(image, workshop)
+
+
+def _stored(store: Store, reference: str) -> Draft | None:
+    found = Images(store).look_up(reference.removeprefix("docker://"))
+    return None if found is None else Draft.of(store, found)
+
+
+def draft_of(image: Image, workshop: Workshop) -> Draft:
+    """An image that only its unpacked layers are known of: its root becomes one layer, once."""
+    store = workshop.store
+    key = f"flat:{key_of(identity(image), image.ownership_lost)}"
+    if (digest := workshop.recall(key)) is not None:
+        return Draft.of(store, Images(store).get(digest))
+    order = Order(target="/", patterns=("",), owner=None, lenient=True)
+    layer = workshop.copy([], layers_of(image), order)
+    config = oci.to_dict(image.config)
+    document = {name: value for name, value in config.items() if name not in ("rootfs", "history", "created")}
+    draft = Draft({**document, "config": document.get("config") or {}}).noted(f"FROM {image.reference}", layer)
+    workshop.remember(key, draft.save(store).digest)
+    return draft
+
+
+def identity(image: Image) -> str:
+    """What tells an image from others: its digest, or what its directory looks like from outside."""
+    return image.digest or _fingerprint(image.layers)
+
+
+def _fingerprint(layers: tuple[Path, ...]) -> str:
+    """What directories look like from outside: it changes when something in them does, as make(1) would see it."""
+    hashed = hashlib.sha256()
+    for layer in layers:
+        for directory, names, files in os.walk(layer, onerror=None):
+            names.sort()
+            for name in sorted([*names, *files]):
+                path = os.path.join(directory, name)
+                state = os.lstat(path)
+                facts = (state.st_mode, state.st_uid, state.st_gid, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+                hashed.update(repr((path, facts)).encode("utf-8", "surrogateescape"))
+    return hashed.hexdigest()
