@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sandbox import oci
+from sandbox._launch import Options
 from sandbox.build.copying import Order
 from sandbox.build.draft import Draft
 from sandbox.build.errors import BuildError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from sandbox.images.image import Image
     from sandbox.images.store import Store
 
-__all__ = ["base", "draft_of", "identity"]
+__all__ = ["base", "draft_of", "identity", "stored"]
 
 
 def base(reference: str, workshop: Workshop) -> Draft:
@@ -37,17 +38,16 @@ def base(reference: str, workshop: Workshop) -> Draft:
             "the image `host` is this machine itself", operation="build from", object=reference,
             hint="start from an image of its own: debian:12, dir:PATH, mmdebstrap:bookworm",
         )  # fmt: skip
-    if parsed.transport == "docker" and (found := _stored(store, reference)) is not None:
-        return found
-    image = resolve(reference, store=store)
-    if parsed.transport == "docker" and (found := _stored(store, reference)) is not None:
-        return found
-    return draft_of(image, workshop)
+    options = Options.from_environment()
+    image = resolve(reference, store=store, pull=options.pull, lock=options.lock)
+    return stored(image, store) or draft_of(image, workshop)
 
 
-def _stored(store: Store, reference: str) -> Draft | None:
-    found = Images(store).look_up(reference.removeprefix("docker://"))
-    return None if found is None else Draft.of(store, found)
+def stored(image: Image, store: Store) -> Draft | None:
+    """The image with the layers that it came with, if the store has them."""
+    if image.digest is None or not store.blobs.has(image.digest):
+        return None
+    return Draft.of(store, Images(store).get(image.digest))
 
 
 def draft_of(image: Image, workshop: Workshop) -> Draft:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sandbox.build.bases import draft_of
+from sandbox.build.bases import draft_of, stored
 from sandbox.build.draft import Draft
 from sandbox.build.running import layer_of
 from sandbox.build.workshop import Workshop
@@ -50,9 +50,7 @@ def draft_below(image: Image, workshop: Workshop) -> Draft:
             "only the process that started it knows what its image is made of", operation="make an image of",
             object=image.reference, feature="commit", hint="call commit() where the pod was started",
         )  # fmt: skip
-    if image.digest is not None and workshop.store.blobs.has(image.digest):
-        return Draft.of(workshop.store, Images(workshop.store).get(image.digest))
-    return draft_of(image, workshop)
+    return stored(image, workshop.store) or draft_of(image, workshop)
 
 
 @contextlib.contextmanager
