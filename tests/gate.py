@@ -323,16 +323,31 @@ def _system_manager() -> str | None:
     """A system manager to test with: the machine's own inside a testbed, else a nested one (machines/nested.py)."""
     from machines import nested
 
-    if nested.TESTBED in os.environ:
-        return _booted()
     if os.geteuid() != 0:
         return "not root"
+    if nested.TESTBED in os.environ:
+        return _booted()
     try:
         with nested.boot() as machine:
             machine.run(["systemctl", "list-units"])
     except (OSError, nested.MachineFailed) as error:
         return f"no nested system manager: {error}"
     return None
+
+
+@probe("systemd.scopes")
+def _scopes() -> str | None:
+    """The machine's manager (for root) or the user's own makes scopes with limits, and the kernel has them."""
+    if (reason := missing("systemd.booted")) is not None:
+        return reason
+    limits = ("MemoryMax=64M", "TasksMax=64", "CPUQuota=50%")
+    command = ["systemd-run", *(() if os.geteuid() == 0 else ("--user",)), "--quiet", "--scope"]
+    show = "cd /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup) && cat memory.max pids.max cpu.max"
+    command += [*(f"--property={limit}" for limit in limits), "sh", "-c", show]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if (done.returncode, done.stdout) == (0, "67108864\n64\n50000 100000\n"):
+        return None
+    return f"no scope with limits: {(done.stderr or done.stdout).strip()}"
 
 
 @probe("schema")
@@ -375,6 +390,7 @@ EXPECTED_IN_CI: dict[str, tuple[Callable[[], bool], str]] = {
     "idmap": (lambda: not _is_root(), "only root may make idmapped mounts; the suite runs as root as well"),
     "cgroup2": (lambda: not _is_root(), "nobody delegates a cgroup to the throw-away user"),
     "systemd.system": (lambda: not _is_root(), "only root may boot one; the suite runs as root as well"),
+    "systemd.scopes": (_not_in_uml, "CI machines lack systemd as PID 1; the User-mode Linux machine has it"),
     "systemd.booted": (_not_in_uml, "CI machines lack systemd as PID 1; the User-mode Linux machine has it"),
     **dict.fromkeys(
         ("podman", "redis", "schema", "skopeo", "umoci"),
