@@ -18,6 +18,8 @@ import stat
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sandbox.images.layers import IMPLICIT_ROOT_XATTR
+
 __all__ = ["Flattener", "Result"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -65,8 +67,13 @@ class Flattener:
         :raises OSError: the kernel refuses; its ``filename`` is the path inside the image
         """
         self._fill(self._layers, self._target, b"")
-        self._dress(self._layers[0], self._target)
+        self._dress(self._root(), self._target)
         return Result(self._entries, self._size, self._skipped)
+
+    def _root(self) -> int:
+        """The uppermost layer whose archive told of the root; the lowest, if none did."""
+        told = (layer for layer in self._layers if not _has(layer, IMPLICIT_ROOT_XATTR))
+        return next(told, self._layers[-1])
 
     def _fill(self, sources: Sequence[int], target: int, path: bytes) -> None:
         seen: set[bytes] = set()
@@ -105,7 +112,7 @@ class Flattener:
                     ):  # a file or a whiteout: nothing below it shows
                         break
                     raise
-                if _is_opaque(opened[-1]):
+                if _has(opened[-1], _OPAQUE):
                     break
             os.mkdir(name, 0o700, dir_fd=target)
             self._entries += 1
@@ -208,9 +215,9 @@ class Flattener:
             self._skipped.append(f"{path.decode('utf-8', 'backslashreplace')} [{why}]")
 
 
-def _is_opaque(directory: int) -> bool:
+def _has(directory: int, attribute: str) -> bool:
     try:
-        return os.getxattr(directory, _OPAQUE) == b"y"
+        return os.getxattr(directory, attribute) == b"y"
     except OSError as error:
         if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
             return False

@@ -23,6 +23,7 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from sandbox.images import tar
@@ -30,12 +31,14 @@ from sandbox.images.limits import Limits
 from sandbox.linux.constants import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
 from sandbox.linux.syscalls import openat2
 
-__all__ = ["EntryError", "Summary", "Unpacker"]
+__all__ = ["IMPLICIT_ROOT_XATTR", "EntryError", "Summary", "Unpacker"]
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _AUFS = b".wh..wh."
 _OPAQUE_XATTR = "user.overlay.opaque"
+#: On the directory of a layer whose archive says nothing of the root. Overlayfs keeps it to itself.
+IMPLICIT_ROOT_XATTR = "user.overlay.sandbox.implicit"
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _INSIDE = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
@@ -377,6 +380,10 @@ class Unpacker:
         """Give directories their attributes, deepest first: until now all were ours alone, and changing."""
         self._forget()
         self._close()
+        if b"" not in self._pending:
+            with suppress(OSError):  # where there are no such attributes, the uppermost layer's root is as good
+                os.setxattr(self._root, IMPLICIT_ROOT_XATTR, b"y")
+            os.utime(self._root, ns=(0, 0))
         for path in sorted(self._pending, key=lambda path: path.count(b"/"), reverse=True):
             try:
                 self._dress(path, self._pending[path])
