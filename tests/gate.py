@@ -258,24 +258,36 @@ def _cgroup1(controller: str) -> str | None:
     return f"no cgroup v1 hierarchy has {controller}"
 
 
-PROBES["cgroup2"] = functools.cache(_cgroup2)
 for _name in ("cpu", "io", "memory", "pids"):
     PROBES[f"cgroup2.{_name}"] = functools.cache(functools.partial(_cgroup2, _name))
 for _name in ("cpu", "cpuacct", "freezer", "memory", "pids"):
     PROBES[f"cgroup1.{_name}"] = functools.cache(functools.partial(_cgroup1, _name))
 
 
+@probe("cgroup2")
+def _cgroup2_for_pods() -> str | None:
+    """A cgroup2 directory for a pod: one that we make, or a scope of systemd's."""
+    return None if (reason := _cgroup2()) is None or missing("systemd.scopes") is None else reason
+
+
 @probe("memory.limit")
 def _memory_limit() -> str | None:
-    """A memory limit by either version of cgroups."""
-    reasons = [PROBES["cgroup2.memory"](), PROBES["cgroup1.memory"]()]
-    return None if None in reasons else "; ".join(filter(None, reasons))
+    """A memory limit by either version of cgroups, or by a scope of systemd's."""
+    return _any_of("cgroup2.memory", "cgroup1.memory", "systemd.scopes")
 
 
 @probe("pids.limit")
 def _pids_limit() -> str | None:
-    reasons = [PROBES["cgroup2.pids"](), PROBES["cgroup1.pids"]()]
-    return None if None in reasons else "; ".join(filter(None, reasons))
+    return _any_of("cgroup2.pids", "cgroup1.pids", "systemd.scopes")
+
+
+def _any_of(*names: str) -> str | None:
+    reasons = []
+    for name in names:
+        if (reason := missing(name)) is None:
+            return None
+        reasons.append(reason)
+    return "; ".join(reasons)
 
 
 # --- programs and files -------------------------------------------------------
@@ -383,12 +395,16 @@ def _not_in_uml() -> bool:
     return not _in_uml()
 
 
+def _without_delegation() -> bool:
+    return not _is_root() and not _in_uml()
+
+
 #: requirement → (when CI may lack it, why that is all right).
 EXPECTED_IN_CI: dict[str, tuple[Callable[[], bool], str]] = {
     "root": (lambda: not _is_root(), "the suite runs as root as well"),
     "rootless": (_is_root, "the suite runs as an ordinary user as well"),
     "idmap": (lambda: not _is_root(), "only root may make idmapped mounts; the suite runs as root as well"),
-    "cgroup2": (lambda: not _is_root(), "nobody delegates a cgroup to the throw-away user"),
+    "cgroup2": (_without_delegation, "nobody delegates a cgroup to the throw-away user"),
     "systemd.system": (lambda: not _is_root(), "only root may boot one; the suite runs as root as well"),
     "systemd.scopes": (_not_in_uml, "CI machines lack systemd as PID 1; the User-mode Linux machine has it"),
     "systemd.booted": (_not_in_uml, "CI machines lack systemd as PID 1; the User-mode Linux machine has it"),
@@ -404,8 +420,8 @@ EXPECTED_IN_CI: dict[str, tuple[Callable[[], bool], str]] = {
         f"cgroup1.{name}": (lambda: not _hybrid() or not _is_root(), "the machine has cgroup2 only")
         for name in ("cpu", "cpuacct", "freezer", "memory", "pids")
     },
-    "memory.limit": (lambda: not _is_root(), "nobody delegates a cgroup to the throw-away user"),
-    "pids.limit": (lambda: not _is_root(), "nobody delegates a cgroup to the throw-away user"),
+    "memory.limit": (_without_delegation, "nobody delegates a cgroup to the throw-away user"),
+    "pids.limit": (_without_delegation, "nobody delegates a cgroup to the throw-away user"),
 }
 
 

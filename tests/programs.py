@@ -31,7 +31,7 @@ def patient(seconds: float) -> float:
 
 @functools.cache
 def _slowness() -> float:
-    """How many times longer Python takes to start than 50 ms; 1 if it does not."""
+    """How many times longer Python takes to start than 20 ms; 1 if it does not."""
     start = time.monotonic()
     subprocess.run([sys.executable, "-I", "-S", "-c", ""], check=True)
-    return max(1.0, (time.monotonic() - start) / 0.05)
+    return max(1.0, (time.monotonic() - start) / 0.02)

@@ -1,8 +1,8 @@
 """The disk of the User-mode Linux machine: Debian 12 with systemd, made once and kept by what goes into it.
 
 Images lie in $XDG_CACHE_HOME/pytest-sandbox/machine (~/.cache/… without it), each named by a digest of everything
-it is made of; making one takes about a minute. Those that nobody asks for any more are removed when a new one is
-made, unless a machine runs on them. Standard library only.
+it is made of; making one takes about a minute. Those that nobody has used for some days are removed when a new one is
+made. Standard library only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,8 @@ PACKAGES = (
 NOT_INSIDE = re.compile(r"(mypy|ruff)\b")
 #: The machine's Python, and so what its wheels are chosen for.
 PYTHON = "3.11"
+#: Seconds after which a disk that nobody uses is removed: 0.5 GB each, and branches differ in what they need.
+KEPT = 3 * 24 * 3600
 #: In bytes. The image is sparse, and what a machine writes goes elsewhere.
 SIZE = 3 << 30
 
@@ -134,6 +137,7 @@ def image(python: Path | str = sys.executable) -> Iterator[Path]:
     check()
     directory = cache() / key()
     directory.mkdir(parents=True, exist_ok=True)
+    os.utime(directory)
     with locked(directory, fcntl.LOCK_SH):
         if not (directory / "disk").exists():
             with locked(cache(), fcntl.LOCK_EX):
@@ -154,8 +158,10 @@ def locked(directory: Path, how: int) -> Iterator[None]:
 
 
 def sweep() -> None:
-    """Remove images that no machine and no builder holds."""
+    """Remove images that no machine and no builder holds, and that were not used for long."""
     for directory in cache().iterdir():
+        if time.time() - directory.stat().st_mtime < KEPT:
+            continue
         with contextlib.suppress(BlockingIOError), locked(directory, fcntl.LOCK_EX | fcntl.LOCK_NB):
             shutil.rmtree(directory)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 from gate import requires
+from programs import patient
 from snapshot import assert_as_before, snapshot
 
 import sandbox
@@ -96,7 +97,7 @@ class TestABusyClient:
                 pid = shim_of(process.pid) if victim == "shim" else monitor_of(process.pid)
                 time.sleep(moments.uniform(0, LONGEST_LIFE))  # the moment is the test
                 os.kill(pid, signal.SIGKILL)
-                _, err = process.communicate(timeout=20)
+                _, err = process.communicate(timeout=patient(20))
             assert "sandbox.errors.ShimDied: " in err, f"seed {seed}: {err}"
             assert_as_before(before)
 
