@@ -5,7 +5,7 @@
     references     name → canonical name (aliases)  →  endpoints: mirrors first, then the registry itself
     client         one repository at one endpoint: manifests, blobs, uploads; retries
     auth           challenge → Basic or Bearer, with what credentials (docker's and podman's files) has
-    transport      connections, TLS, proxies, redirects
+    transport      connections; addresses, tls and proxies: which are made
     download       one blob into the store: resumed, verified, once however many ask
     pull, push     images
     pins           sandbox.lock

@@ -19,9 +19,10 @@ from sandbox.images.distribution import credentials
 from sandbox.images.errors import AuthenticationError
 
 if TYPE_CHECKING:
+    from sandbox.images.distribution.addresses import Trust
     from sandbox.images.distribution.credentials import Credentials
     from sandbox.images.distribution.registries_conf import Endpoint
-    from sandbox.images.distribution.transport import Transport, Trust
+    from sandbox.images.distribution.transport import Transport
 
 __all__ = ["Authorizer", "Challenge", "parse_challenges"]
 
@@ -128,7 +129,10 @@ class Authorizer:
 
     def _token(self, parameters: dict[str, str], scopes: tuple[str, ...], trust: Trust) -> tuple[str, float]:
         realm = parameters.get("realm", "")
-        parts = urlsplit(realm)
+        try:
+            parts = urlsplit(realm)
+        except ValueError:
+            parts = urlsplit("")
         if parts.scheme not in {"https", "http"} or not parts.hostname or parts.username is not None:
             raise self.failure(f"its token server `{realm[:200]}` has no address that could be used", hint=_REPORT)
         if parts.scheme == "http" and not trust.plain:

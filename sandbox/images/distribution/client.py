@@ -14,8 +14,9 @@ from urllib.parse import urljoin, urlsplit
 
 from sandbox.errors import ImageNotFound, ImageVerificationError
 from sandbox.images.blobs import new_hash
+from sandbox.images.distribution.addresses import Trust, is_loopback, origin_of
 from sandbox.images.distribution.auth import Authorizer, parse_challenges
-from sandbox.images.distribution.transport import Answer, Trust, is_loopback, origin_of
+from sandbox.images.distribution.transport import Answer
 from sandbox.images.documents import INDEXES, MANIFESTS, parse_json
 from sandbox.images.errors import AuthenticationError, ImageTooLarge, RateLimited, RegistryError
 
@@ -208,7 +209,7 @@ class Repository:
             return answer
         with answer:
             error = answer.error(self._verb, self.image)
-            if answer.status == 404:
+            if answer.status == 404 and method in {"GET", "HEAD"} and path.startswith(("manifests/", "blobs/")):
                 kind, _, name = path.partition("/")
                 what = f"{kind.removesuffix('s')} {name}" if ":" in name else f"tag `{name}`"
                 raise ImageNotFound(

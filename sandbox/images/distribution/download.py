@@ -17,6 +17,7 @@ import contextlib
 import io
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from sandbox.errors import ImageError, ImageNotFound, ImageVerificationError
 from sandbox.images.blobs import new_hash
 from sandbox.images.blobstore import path_of
 from sandbox.images.distribution.client import Cancelled
+from sandbox.images.distribution.progress import PATIENCE
 from sandbox.images.documents import INDEXES, MANIFESTS, Descriptor, descriptor, parse_json
 from sandbox.images.errors import ImageTooLarge, RegistryError
 from sandbox.images.places import store_errors
@@ -53,18 +55,19 @@ class Interrupted(Exception):
 def lock(store: Store, name: str, stop: threading.Event, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold a lock of the store; the wait for it ends when the work is given up.
 
-    :param waiting: called once if somebody else has it
+    :param waiting: called once if somebody else has it for longer than a person wonders
     :raises Cancelled: ``stop`` was set
     """
     held = contextlib.ExitStack()
-    pause = 0.01
+    pause, patient = 0.01, time.monotonic() + PATIENCE
     while True:
         try:
             held.enter_context(store.places.lock(name, wait=False))
             break
         except BlockingIOError:
-            waiting()
-            waiting = _nothing
+            if time.monotonic() > patient:
+                waiting()
+                waiting = _nothing
             if stop.wait(pause):
                 raise Cancelled from None
             pause = min(pause * 1.5, 0.1)

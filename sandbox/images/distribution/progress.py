@@ -102,6 +102,11 @@ class Lines(_Counting):
     def __init__(self, title: str, write: Callable[[str], None], after: float = 2.0) -> None:
         super().__init__(title, write)
         self._due = self._began + after
+        self._silent_until = self._due
+
+    def say(self, text: str) -> None:
+        if time.monotonic() >= self._silent_until:
+            super().say(text)
 
     def _changed(self, name: str) -> None:  # noqa: ARG002 - one line is about all
         if (now := time.monotonic()) >= self._due:

@@ -13,11 +13,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
 from sandbox.errors import ImageError, ImageVerificationError
 from sandbox.images.blobs import new_hash, read_document
 from sandbox.images.blobstore import path_of
+from sandbox.images.distribution.addresses import joined
 from sandbox.images.distribution.client import Cancelled, Repository
 from sandbox.images.distribution.progress import Progress, Silent
 from sandbox.images.distribution.pull import repositories
@@ -236,7 +237,7 @@ class _Push:
                 "it does not say where to upload to", operation="push", object=self._destination.text,
                 registry=str(answer.origin),
             )  # fmt: skip
-        return urljoin(answer.url, place)
+        return joined(answer.url, place)
 
     def _upload(self, blob: Descriptor, place: str, file: BinaryIO) -> None:
         """One request for a small blob, pieces for a large one; each is verified before it leaves."""

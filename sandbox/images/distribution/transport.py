@@ -1,40 +1,47 @@
 """HTTP to registries: connections that are kept, TLS, proxies, redirects, errors in words.
 
-A redirect never takes the Authorization header to another origin, never leads from https to http, and never
-to anything that is not HTTP. Compression of the transfer is not asked for: blobs are hashed as they are.
+A redirect never takes the Authorization header to another origin. Compression of the transfer is not asked for:
+blobs are hashed as they are.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import email.utils
 import errno
 import http.client
 import json
-import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from sandbox._version import __version__
+from sandbox.images.distribution.addresses import (
+    Origin,
+    Trust,
+    check_redirect,
+    joined,
+    origin_of,
+    printable,
+    usable,
+)
+from sandbox.images.distribution.proxies import proxy_authorization, proxy_for
+from sandbox.images.distribution.tls import make_context
 from sandbox.images.errors import AuthenticationError, RateLimited, RegistryError
 
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["PATIENCE", "Answer", "Patience", "Transport", "Trust", "is_loopback"]
+__all__ = ["PATIENCE", "Answer", "Patience", "Transport"]
 
 _REDIRECTS = 5
 _ERROR_LIMIT = 64 << 10
 _IDLE = 8  # connections kept for each origin
-_PORTS = {"http": 80, "https": 443}
 
 
 class Patience(NamedTuple):
@@ -53,27 +60,6 @@ class Patience(NamedTuple):
 
 
 PATIENCE = Patience()
-
-
-class Trust(NamedTuple):
-    """What is accepted of a connection."""
-
-    #: HTTP without TLS.
-    plain: bool = False
-    #: Certificates are verified.
-    verify: bool = True
-
-
-class Origin(NamedTuple):
-    """Who answers at a URL (RFC 6454)."""
-
-    scheme: str
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
 
 class Transport:
@@ -123,14 +109,14 @@ class Transport:
         """
         headers = {"User-Agent": f"pytest-sandbox/{__version__}", "Accept-Encoding": "identity", **headers}
         for _ in range(_REDIRECTS + 1):
-            parts = _usable(url, trust)
+            parts = usable(url, trust)
             answer = self._once(method, parts, headers, body, trust)
             target = answer.headers.get("Location")
             if answer.status not in {301, 302, 303, 307, 308} or method not in {"GET", "HEAD"} or not target:
                 return answer
             answer.close()
-            before, url = url, urljoin(url, target)
-            _check_redirect(before, url, trust)
+            before, url = url, joined(url, target)
+            check_redirect(before, url, trust)
             if origin_of(urlsplit(url)) != origin_of(parts):
                 headers = {name: value for name, value in headers.items() if name != "Authorization"}
         raise RegistryError(
@@ -142,10 +128,10 @@ class Transport:
     ) -> Answer:  # fmt: skip
         origin = origin_of(parts)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        proxy = _proxy_for(origin)
+        proxy = proxy_for(origin)
         if proxy is not None and origin.scheme == "http":
             target = parts.geturl()
-            headers = {**headers, **_proxy_authorization(proxy)}
+            headers = {**headers, **proxy_authorization(proxy)}
         connection, reused = self._connection(origin, trust, proxy)
         try:
             try:
@@ -192,7 +178,7 @@ class Transport:
             context = self._context(str(origin), verify=trust.verify)
             connection = http.client.HTTPSConnection(host, port, timeout=self.patience.connect, context=context)
             if proxy is not None:
-                connection.set_tunnel(origin.host, origin.port, _proxy_authorization(proxy))
+                connection.set_tunnel(origin.host, origin.port, proxy_authorization(proxy))
         else:
             connection = http.client.HTTPConnection(host, port, timeout=self.patience.connect)
         try:
@@ -209,7 +195,7 @@ class Transport:
         """TLS settings for a host, with what certs.d has for it."""
         with self._lock:
             if (host, verify) not in self._contexts:
-                self._contexts[host, verify] = _make_context(host, verify=verify)
+                self._contexts[host, verify] = make_context(host, verify=verify)
             return self._contexts[host, verify]
 
     def keep(self, origin: Origin, trust: Trust, connection: http.client.HTTPConnection) -> None:
@@ -297,7 +283,7 @@ class Answer:
             body = self.read(_ERROR_LIMIT)
             errors = json.loads(body)["errors"][0]
             code, message = str(errors.get("code") or "") or None, str(errors.get("message") or "") or None
-            return code, _printable(message) or None
+            return code, printable(message) or None
         except (RegistryError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             return None, None
 
@@ -343,117 +329,8 @@ _STALE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
 
 
 def _rate(value: str) -> str:
-    count, _, window = _printable(value).partition(";w=")
+    count, _, window = printable(value).partition(";w=")
     return f"{count} in {int(window) / 3600:g} hours" if window.isdigit() else count
-
-
-def _printable(text: str | None) -> str:
-    return "".join(char if char.isprintable() else "?" for char in (text or "")[:500])
-
-
-def origin_of(parts: SplitResult) -> Origin:
-    """The origin of a URL that :func:`_usable` has passed."""
-    return Origin(parts.scheme, (parts.hostname or "").lower(), parts.port or _PORTS[parts.scheme])
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host (``localhost``, ``127.0.0.1:5000``, ``[::1]:5000``) is this machine."""
-    name = urlsplit(f"//{host}").hostname or ""
-    return name == "localhost" or name.endswith(".localhost") or name.startswith("127.") or name == "::1"
-
-
-def _usable(url: str, trust: Trust) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        fine = bool(parts.hostname) and parts.scheme in _PORTS and (parts.port or 1) > 0
-    except ValueError:
-        fine = False
-    if not fine or not url.isascii() or not url.isprintable() or " " in url:
-        raise RegistryError("it is no address of HTTP", operation="fetch", object=_printable(url))
-    if parts.scheme == "http" and not trust.plain:
-        raise RegistryError("it would go without TLS", operation="fetch", object=url, registry=parts.hostname)
-    return parts
-
-
-def _check_redirect(before: str, after: str, trust: Trust) -> None:
-    """Raise RegistryError where a redirect must not be followed."""
-    old, new = urlsplit(before), urlsplit(after)
-    if new.scheme not in _PORTS:
-        raise RegistryError(
-            f"it redirects to `{_printable(after)}`", operation="fetch", object=before, registry=old.hostname,
-            hint="registries redirect to http and https only: ask whoever runs this one",
-        )  # fmt: skip
-    if old.scheme == "https" and new.scheme == "http" and trust.verify:
-        raise RegistryError(
-            f"it redirects from TLS to plain HTTP, `{_printable(after)}`", operation="fetch", object=before,
-            registry=old.hostname,
-            hint=f"if you trust the network, set insecure = true for {old.netloc} in registries.conf",
-        )  # fmt: skip
-
-
-# -- TLS
-# -------------------------------------------------------------------------------------------------------
-
-
-def _make_context(host: str, *, verify: bool) -> ssl.SSLContext:
-    """System certificates, and the host's own directory: containers-certs.d(5), also where docker has it.
-
-    :raises RegistryError: a certificate there is none
-    """
-    import ssl
-
-    context = ssl.create_default_context()
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    for place in (Path(config) / "containers/certs.d", Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d")):
-        directory = place / host
-        if not directory.is_dir():
-            continue
-        for file in sorted(directory.iterdir()):
-            try:
-                if file.suffix == ".crt":
-                    context.load_verify_locations(file)
-                elif file.suffix == ".cert":
-                    context.load_cert_chain(file, file.with_suffix(".key"))
-            except (ssl.SSLError, OSError) as error:
-                raise RegistryError(
-                    operation="read certificate", path=file, registry=host, cause=str(error),
-                    hint="see containers-certs.d(5) for what belongs there",
-                ) from error  # fmt: skip
-        break
-    return context
-
-
-# -- proxies
-# -------------------------------------------------------------------------------------------------------
-
-
-def _proxy_for(origin: Origin) -> SplitResult | None:
-    """What HTTP_PROXY, HTTPS_PROXY and NO_PROXY say; this machine itself is never asked through a proxy."""
-    if is_loopback(str(origin)) or not any(name.lower().endswith("_proxy") for name in os.environ):
-        return None
-    import urllib.request
-
-    if urllib.request.proxy_bypass(str(origin)):
-        return None
-    if not (url := urllib.request.getproxies().get(origin.scheme)):
-        return None
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    if parts.scheme != "http" or not parts.hostname:
-        raise RegistryError(
-            f"the proxy `{_printable(parts.hostname or url)}` is not one of plain HTTP", operation="connect to",
-            object=str(origin), hint=f"set {origin.scheme.upper()}_PROXY to http://HOST:PORT",
-        )  # fmt: skip
-    return parts
-
-
-def _proxy_authorization(proxy: SplitResult) -> dict[str, str]:
-    if proxy.username is None:
-        return {}
-    pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-    return {"Proxy-Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
 
 
 # -- failures
