@@ -65,6 +65,16 @@ def manager() -> Iterator[Manager]:
     with managers.system() as manager:
         systemd_run("--unit", HOLD, "--no-block", "-p", "Type=oneshot", "-p", "TimeoutStartSec=infinity")
         yield manager
+        for number, unit, *_ in call(manager, "ListJobs")[0]:  # none of the units is to start
+            if unit.startswith("row"):
+                call(manager, "CancelJob", "u", (number,))
+        subprocess.run(["systemctl", "stop", HOLD, "row*.slice"], check=True, timeout=30)
+        subprocess.run(["systemctl", "reset-failed", HOLD], capture_output=True, check=False, timeout=30)
+        assert [unit.name for unit in manager.list_units(["row*", HOLD])] == []
+
+
+def call(manager: Manager, member: str, signature: str = "", arguments: tuple[Any, ...] = ()) -> tuple[Any, ...]:
+    return manager.bus.call(MANAGER_PATH, f"{SYSTEMD}.Manager", member, signature, arguments)
 
 
 def systemd_run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -92,13 +102,7 @@ def renamed(value: Any, unit: str) -> Any:
 
 def start(manager: Manager, unit: str, properties: list[Property]) -> None:
     """Make a unit without waiting for its job, which is held."""
-    manager.bus.call(
-        MANAGER_PATH,
-        f"{SYSTEMD}.Manager",
-        "StartTransientUnit",
-        "ssa(sv)a(sa(sv))",
-        (unit, "fail", properties, []),
-    )
+    call(manager, "StartTransientUnit", "ssa(sv)a(sa(sv))", (unit, "fail", properties, []))
 
 
 HELD = ("Description=held", f"After={HOLD}")
