@@ -192,7 +192,7 @@ class Preparation:
         size = _size(container.resources.ephemeral_storage, self._host)
         files = {} if (container.network or self.pod.network) == "host" else self._network_files(container)
         if image.kind == "host":
-            return {"kind": "host", "size": size, "files": files}
+            return {"kind": "host", "layers": [str(layer) for layer in image.layers], "size": size, "files": files}
         return {"layers": [str(layer) for layer in image.layers], "idmap": image.id_mapped, "size": size, "files": files}
 
     def _network_files(self, container: Container) -> dict[str, str]:

@@ -318,6 +318,14 @@ for _name, *_arguments in (
     PROBES[_name.removesuffix("-server")] = functools.cache(functools.partial(_program, _name, *_arguments))
 
 
+@probe("postgres")
+def _postgres() -> str | None:
+    """PostgreSQL's server, where Debian and its relatives put it, and its client."""
+    if not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
+        return "there is no /usr/lib/postgresql/*/bin/initdb"
+    return _program("psql", "--version")
+
+
 @probe("python")
 def _python() -> str | None:
     """A Python that containers of the host image see: not one that lies in somebody's home."""

@@ -44,6 +44,7 @@ PACKAGES = {
     "mmdebstrap": "the machine: its root file system",
     "openssl": "openssl: certificates and tokens for the registries of the tests",
     "podman": "podman",
+    "postgresql": "postgres",
     "python3-venv": "ensurepip",
     "redis-server": "redis",
     "runc": "runc",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from sandbox.images.store import Store
 
 __all__ = ["base", "draft_of", "identity", "stored"]
+
+#: Lists of installed packages, and directories that programs are put into.
+_CHANGING = (
+    "/var/lib/dpkg/status", "/var/lib/rpm/rpmdb.sqlite", "/usr/lib/sysimage/rpm/rpmdb.sqlite", "/lib/apk/db/installed",
+    "/var/lib/pacman/local", "/usr/bin", "/usr/lib", "/usr/local/bin", "/etc",
+)  # fmt: skip
 
 
 def base(reference: str, workshop: Workshop) -> Draft:
@@ -67,7 +74,19 @@ def draft_of(image: Image, workshop: Workshop) -> Draft:
 
 def identity(image: Image) -> str:
     """What tells an image from others: its digest, or what its directory looks like from outside."""
+    if image.kind == "host":
+        return f"host {_packages()} {' '.join(str(layer) for layer in image.layers)}"
     return image.digest or _fingerprint(image.layers)
+
+
+def _packages() -> str:
+    """What changes on this machine when programs are installed or removed."""
+    found = []
+    for path in _CHANGING:
+        with contextlib.suppress(OSError):
+            state = os.stat(path)
+            found.append((path, state.st_mtime_ns, state.st_size))
+    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def _fingerprint(layers: tuple[Path, ...]) -> str:

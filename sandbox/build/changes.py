@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from sandbox.build.tarwriter import Member, TarWriter
 
-__all__ = ["Made", "write_changes"]
+__all__ = ["Made", "Part", "attributes", "read_parts", "write_changes"]
 
 #: What the runtime gives every container anew, in whatever image; as with docker, changes to it are not kept.
 NEVER = frozenset({b"etc/hosts", b"etc/hostname", b"etc/resolv.conf", b".dockerenv", b"run/.containerenv"})
@@ -32,17 +32,39 @@ class Made(NamedTuple):
     gid: int
 
 
-def read_made(text: str) -> dict[bytes, Made]:
-    """The list that the runtime left beside the upper directory (:func:`sandbox.runtime.rootfs.note_made`)."""
-    return {os.fsencode(path): Made(*rest) for path, *rest in json.loads(text)}
+class Part(NamedTuple):
+    """A directory with what a container has changed below ``target`` of its root, and what was there before."""
+
+    directory: str
+    target: bytes
+    made: Mapping[bytes, Made]
 
 
-def write_changes(upper: int, out: TarWriter, made: Mapping[bytes, Made]) -> None:
-    """Write everything below the directory ``upper``.
+def read_parts(text: str) -> list[Part]:
+    """The list that the runtime left beside the directories (:func:`sandbox.runtime.rootfs.note_made`)."""
+    return [
+        Part(directory, os.fsencode(target.strip("/")), _under(os.fsencode(target.strip("/")), rows))
+        for directory, target, rows in json.loads(text)
+    ]
+
+
+def _under(target: bytes, rows: list[Any]) -> dict[bytes, Made]:
+    above = target + b"/" if target else b""
+    return {above + os.fsencode(path): Made(*rest) for path, *rest in rows}
+
+
+def write_changes(scratch: int, parts: Sequence[Part], out: TarWriter) -> None:
+    """Write everything that a container has changed; ``scratch`` is the directory that the parts lie in.
 
     What the runtime made and the program left alone is left out. Regular files with several names are stored once.
     """
-    _Changes(out, made).directory(upper, b"")
+    # One walk after the other, directories between the parts first: they are the mount points of the others.
+    for part in sorted(parts, key=lambda part: part.target.count(b"/") if part.target else -1):
+        fd = os.open(part.directory, _OPEN | os.O_DIRECTORY, dir_fd=scratch)
+        try:
+            _Changes(out, part.made).directory(fd, part.target + b"/" if part.target else b"")
+        finally:
+            os.close(fd)
     out.close()
 
 

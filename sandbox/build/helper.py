@@ -18,7 +18,7 @@ import signal
 import sys
 
 from sandbox.build.archives import ArchiveError
-from sandbox.build.changes import read_made, write_changes
+from sandbox.build.changes import read_parts, write_changes
 from sandbox.build.copying import CopyError, Order, copy
 from sandbox.build.ignore import Ignore, PatternError
 from sandbox.build.tarwriter import TarWriter, WhiteoutName
@@ -77,9 +77,8 @@ def _changes(scratch: int, user_namespace: int, out: TarWriter) -> None:
     syscalls.setns(user_namespace, c.CLONE_NEWUSER)
     become_root()
     with open(os.open("made", os.O_RDONLY | os.O_CLOEXEC, dir_fd=scratch), encoding="utf-8") as file:
-        made = read_made(file.read())
-    upper = os.open("0.upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=scratch)
-    write_changes(upper, out, made)
+        parts = read_parts(file.read())
+    write_changes(scratch, parts, out)
 
 
 def _copy(document: dict[str, Any], out: TarWriter) -> None:

@@ -109,13 +109,13 @@ class Prepared:
         workshop = Workshop(place)
         image = self._below(place)
         name = self._name(image)
-        if (known := self._known(workshop, name)) is not None:
+        if (known := self._known(workshop, name, image)) is not None:
             return known
         with place.places.lock(f"build-{name.partition(':')[2]}"):
-            if (known := self._known(workshop, name)) is not None:
+            if (known := self._known(workshop, name, image)) is not None:
                 return known
             workshop.remember(name, self._made(image, workshop).save(place).digest)
-        found = self._known(workshop, name)
+        found = self._known(workshop, name, image)
         assert found is not None
         return found
 
@@ -130,16 +130,18 @@ class Prepared:
         return f"prepared:{key_of(*inputs, [_facts(each) for each in self.run], _facts(self.key))}"
 
     @staticmethod
-    def _known(workshop: Workshop, name: str) -> Image | None:
+    def _known(workshop: Workshop, name: str, below: Image) -> Image | None:
         digest = workshop.recall(name)
         if digest is None:
             return None
         start = Images(workshop.store).get(digest).start
-        return Manifests(workshop.store.blobs, "prepared", workshop.store).image(start)
+        found = Manifests(workshop.store.blobs, "prepared", workshop.store).image(start)
+        return attrs.evolve(below, layers=(*below.layers, *found.layers)) if below.kind == "host" else found
 
     def _made(self, image: Image, workshop: Workshop) -> Draft:
         """Do the slow part."""
-        below = draft_below(image, workshop)
+        # Above the host's own files there are only layers of this kind: they are no image that others could use.
+        below = Draft.scratch() if image.kind == "host" else draft_below(image, workshop)
         model = attrs.evolve(self.container, image=Fixed(image), ready=self.until)
         options = attrs.evolve(Options.from_environment(), engine="native")
         with start(model, options=options) as pod:

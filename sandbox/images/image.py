@@ -40,7 +40,8 @@ class Image:
     #: ``host`` (the host's own root), ``dir`` (one directory) or ``layers`` (an overlay of directories).
     kind: Literal["host", "dir", "layers"]
     #: Directories to stack, lowest first, in overlayfs form (whiteouts are 0:0 character devices, opaque
-    #: directories carry ``user.overlay.opaque``). They must never be written to. Empty for ``host``.
+    #: directories carry ``user.overlay.opaque``). They must never be written to. For ``host`` what lies above the
+    #: host's own files, as a rule nothing.
     layers: tuple[Path, ...]
     #: The OCI image configuration; an empty one for ``host`` and ``dir``.
     config: ImageConfig
@@ -61,6 +62,6 @@ class Image:
         return UserFiles(passwd=self._text("/etc/passwd"), group=self._text("/etc/group"))
 
     def _text(self, path: str) -> str:
-        roots = self.layers if self.kind != "host" else (Path("/"),)
+        roots = self.layers if self.kind != "host" else (Path("/"), *self.layers)
         content = read_file(roots, path, limit=USER_FILE_LIMIT, image=self.reference)
         return (content or b"").decode("utf-8", "surrogateescape")

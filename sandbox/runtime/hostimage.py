@@ -26,6 +26,9 @@ _EMPTY: tuple[tuple[str, int], ...] = (
     ("/var", 0o755), ("/var/cache", 0o755), ("/var/log", 0o755), ("/var/tmp", 0o1777), ("/var/spool", 0o755),
     ("/var/mail", 0o755), ("/var/local", 0o755), ("/var/opt", 0o755),
 )  # fmt: skip
+#: Of these, those in which prepared files may lie. Nothing else is mounted below them (of /run/lock a copy is kept).
+_LEAVES = ("/root", "/home", "/mnt", "/media", "/srv", "/run", "/tmp", "/var/cache", "/var/log", "/var/tmp", "/var/spool",
+           "/var/mail", "/var/local", "/var/opt")  # fmt: skip
 _LINKS = (("/var/run", "/run"), ("/var/lock", "/run/lock"))
 #: Larger files of /etc are left in the lower layer: readable, but not to be changed in place.
 _COPY_LIMIT = 256 * 1024
@@ -46,6 +49,23 @@ def build(skeleton: str, owner: tuple[int, int]) -> Rootfs:
             overlays.append(_overlay(tree, 1, skeleton, owner))
             entries.append((tree, 0o755))
     return Rootfs(tuple(overlays), idmap=False, size=None, skeleton=tuple(entries))
+
+
+def with_layers(root: Rootfs, layers: tuple[str, ...]) -> Rootfs:
+    """The root with prepared layers above the host's files: trees like the root itself, with container ids."""
+    overlays = []
+    for overlay in root.overlays:
+        above = _above(overlay.target, layers)
+        overlays.append(overlay._replace(layers=(*overlay.layers, *above), mapped=len(above)))
+    leaves = ((target, _above(target, layers)) for target in _LEAVES)
+    overlays += [Overlay(target, above, mapped=len(above), alike=True) for target, above in leaves if above]
+    return root._replace(overlays=tuple(overlays))
+
+
+def _above(target: str, layers: tuple[str, ...]) -> tuple[str, ...]:
+    """The directories of the layers that have something at ``target``."""
+    paths = [layer + target for layer in layers]
+    return tuple(path for path in paths if os.path.isdir(path) and not os.path.islink(path) and os.listdir(path))
 
 
 def _is_directory(path: str) -> bool:

@@ -291,10 +291,8 @@ def _make_root(order: Order, channel: socket.socket, progress: Progress, staged:
 
 
 def _give_changes(rootfs: roots.Rootfs, channel: socket.socket) -> None:
-    """The scratch file system, which nobody can reach any more once the root is entered: an image may be made of it."""
-    if not rootfs.whole:
-        return
-    roots.note_made()
+    """The scratch file system, which nobody can reach any more once the root is entered: a layer may be made of it."""
+    roots.note_made(rootfs)
     fd = os.open(".", c.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     socket.send_fds(channel, [b'{"changes": true}'], [fd])
     os.close(fd)

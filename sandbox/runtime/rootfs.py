@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -22,15 +23,21 @@ from .steps import Scene, attach, explain_source
 _MAX_LAYERS = 500
 #: Where in the scratch tmpfs mounts wait for the root they belong to.
 STAGE = "stage"
-#: In the scratch tmpfs: what the container changes of its image, and what of that is there before its program starts.
-UPPER, MADE = "0.upper", "made"
+#: In the scratch tmpfs: which directories have what the container changes of its image (:func:`note_made`).
+MADE = "made"
 
 
 class Overlay(NamedTuple):
-    """One overlay: ``layers`` (lowest first) seen at ``target`` of the new root, writable through the tmpfs."""
+    """One overlay: ``layers`` (lowest first) seen at ``target`` of the new root, writable through the tmpfs.
+
+    ``mapped``: so many layers at the top carry container ids, whatever the others do (prepared files above the host's).
+    ``alike``: the directory at ``target`` has mode and owner of the uppermost layer's.
+    """
 
     target: str
     layers: tuple[str, ...]
+    mapped: int = 0
+    alike: bool = False
 
 
 class Rootfs(NamedTuple):
@@ -64,14 +71,17 @@ def parse(document: Mapping[str, Any]) -> Rootfs:
 
 
 def prepare(rootfs: Rootfs, userns_fd: int) -> list[int]:
-    """Detached, idmapped copies of all layers, in order; runs in the shim. Empty if no ids need mapping."""
-    if not rootfs.idmap or userns_fd < 0:
+    """Detached copies of all layers, in order, idmapped where ids need it; runs in the shim. Empty if no ids need mapping."""
+    if userns_fd < 0 or not (rootfs.idmap or any(overlay.mapped for overlay in rootfs.overlays)):
         return []
     clones: list[int] = []
     for overlay in rootfs.overlays:
-        for layer in overlay.layers:
+        for left, layer in zip(range(len(overlay.layers), 0, -1), overlay.layers, strict=True):
             try:
-                clones.append(idmapped_clone(layer, userns_fd))
+                if rootfs.idmap or left <= overlay.mapped:
+                    clones.append(idmapped_clone(layer, userns_fd))
+                else:
+                    clones.append(syscalls.open_tree(layer, c.OPEN_TREE_CLONE | c.OPEN_TREE_CLOEXEC))
             except KernelError as error:
                 for fd in clones:
                     os.close(fd)
@@ -112,22 +122,30 @@ def assemble(rootfs: Rootfs, clones: list[int], scratch: str, prepared: dict[str
     return Scene(root_fd, prepared, f"{scratch}/empty")
 
 
-def note_made() -> None:
-    """Write down, beside it, what lies in the upper directory: mount points and files of ours, no doing of the program's.
+def note_made(rootfs: Rootfs) -> None:
+    """Write down which directories have what the container changes, and what lies in there already: no doing of its program.
 
-    One entry is ``[path, file type and mode, uid, gid]``, of a path relative to the root.
+    ``[[directory, its place in the root, [[path below it, file type and mode, uid, gid], …]], …]``. Of a root of several
+    overlays what lies between them counts from the beginning: there is no image that has it.
     """
+    parts: list[tuple[str, str, list[_Made]]] = [] if rootfs.whole else [("root", "/", [])]
+    for number, overlay in enumerate(rootfs.overlays):
+        upper = f"{number}.upper"
+        parts.append((upper, overlay.target, list(_made(upper, ""))))
     with open(MADE, "w") as file:
-        json.dump(list(_made("")), file)
+        json.dump(parts, file)
 
 
-def _made(below: str) -> Iterator[tuple[str, int, int, int]]:
-    with os.scandir(f"{UPPER}/{below}") as entries:
+_Made = tuple[str, int, int, int]
+
+
+def _made(upper: str, below: str) -> Iterator[_Made]:
+    with os.scandir(f"{upper}/{below}") as entries:
         for entry in entries:
             state = entry.stat(follow_symlinks=False)
             yield below + entry.name, state.st_mode, state.st_uid, state.st_gid
             if entry.is_dir(follow_symlinks=False):
-                yield from _made(f"{below}{entry.name}/")
+                yield from _made(upper, f"{below}{entry.name}/")
 
 
 def _write_files(upper: str, target: str, files: tuple[tuple[str, str], ...]) -> None:
@@ -170,6 +188,10 @@ def _mount_overlay(
     upper, work = f"{number}.upper", f"{number}.work"
     os.mkdir(upper)
     os.mkdir(work)
+    if overlay.alike:
+        state = os.stat(names[-1])
+        os.chown(upper, state.st_uid, state.st_gid)
+        os.chmod(upper, stat.S_IMODE(state.st_mode))
     _write_files(upper, overlay.target, files)
     lower = ":".join(reversed(names))
     target = "root" + overlay.target.rstrip("/")

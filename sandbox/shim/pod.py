@@ -59,7 +59,8 @@ class World:
             os.mkdir(skeleton, 0o711)
             self._host_root = hostimage.build(skeleton, self.idmap.root)
         files = tuple((document.get("files") or {}).items())
-        return self._host_root._replace(size=document.get("size"), files=files)
+        root = hostimage.with_layers(self._host_root, tuple(document.get("layers") or ()))
+        return root._replace(size=document.get("size"), files=files)
 
     def socket(self, netns_fd: int | None, family: int, kind: int, protocol: int) -> socket.socket:
         """A socket made in another network namespace."""

@@ -321,9 +321,7 @@ class Pods:
         fd = container.child.changes if container.child else -1
         if fd < 0:
             raise Failure("UnsupportedFeature", operation="read the changes of", object=container.name, feature="commit",
-                          cause="it runs on the host's own files" if not container.rootfs.whole
-                                else f"the engine {container.engine} keeps them to itself",
-                          hint="use another image and the native engine")  # fmt: skip
+                          cause=f"the engine {container.engine} keeps them to itself", hint="use the native engine")
         answers.finish({"event": "changes"}, [fd, container.namespaces["user"]])
 
     # -- processes in containers: see :mod:`.execs` -----------------------------------------------------------------
