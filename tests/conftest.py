@@ -51,7 +51,7 @@ def _fail_a_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """In CI, a skip that no gate has judged is a failure."""
     report = yield
-    judged = item.stash.get(_JUDGED, False) or hasattr(report, "wasxfail")
+    judged = item.stash.get(_JUDGED, False) or hasattr(report, "wasxfail") or hasattr(item, "judged_inside")
     if report.skipped and not judged and gate.in_ci():
         _fail_a_skip(report)
     return report

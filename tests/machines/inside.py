@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gate
 import pytest
 from machines import nested
 
@@ -75,34 +74,60 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[_SHARED].cleanup()
 
 
+class Item(pytest.Item):
+    """A marked test, seen from outside: has no fixtures, and asks what happened inside."""
+
+    #: The gate has had its say there.
+    judged_inside = True
+
+    def __init__(self, *, original: pytest.Item, **known: Any) -> None:
+        super().__init__(**known)
+        self.original = original
+        self.own_markers.extend(original.own_markers)
+        self.keywords.update(original.keywords)
+
+    def reportinfo(self) -> tuple[Any, int | None, str]:
+        return self.original.reportinfo()
+
+    def setup(self) -> None:
+        """Run the tests of the module inside, unless that has been done."""
+        self.found = batch_of(self)
+
+    def runtest(self) -> None:
+        """Fail, if there is nothing to tell; else the reports are made of what happened inside."""
+        if self.nodeid not in self.found:
+            pytest.fail("\n".join(["The test was not run inside.", *self.found[""]]), pytrace=False)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if nested.TESTBED not in os.environ:
+        items[:] = [
+            Item.from_parent(item.parent, name=item.name, original=item)
+            if item.parent is not None and item.get_closest_marker("system_manager")
+            else item
+            for item in items
+        ]
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
-    """Instead of running a marked test, tell what happened to it inside."""
-    if nested.TESTBED in os.environ or item.get_closest_marker("system_manager") is None:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> pytest.TestReport | None:
+    """Of each phase of a marked test the report from inside; a skip by the gate, outside, is reported as ever."""
+    if not isinstance(item, Item) or call.excinfo is not None or item.nodeid not in item.found:
         return None
-    if gate.missing("systemd.system") is not None:
-        return None  # the set-up skips it, or fails it, as the gate says
-    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for report in reports_of(item):
-        item.ihook.pytest_runtest_logreport(report=report)
-    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-    return True
+    data = next(data for data in item.found[item.nodeid] if data["when"] == call.when)
+    if isinstance(data["longrepr"], list):  # of a skip; JSON has no tuples
+        data["longrepr"] = tuple(data["longrepr"])
+    report: pytest.TestReport = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
+    return report
 
 
-def reports_of(item: pytest.Item) -> list[pytest.TestReport]:
+def batch_of(item: pytest.Item) -> dict[str, list[Any]]:
     batches = item.config.stash.setdefault(_BATCHES, {})
     module = module_of(item)
     if module not in batches:
         batches[module] = shared_batch(item, module)
-    found = batches[module].get(item.nodeid)
-    if found is None:
-        text = "The test was not run inside.\n" + "\n".join(batches[module][""])
-        return [pytest.TestReport(item.nodeid, item.location, {}, "failed", text, "call")]
-    for data in found:
-        if isinstance(data["longrepr"], list):  # of a skip; JSON has no tuples
-            data["longrepr"] = tuple(data["longrepr"])
-    read = item.config.hook.pytest_report_from_serializable
-    return [read(config=item.config, data=data) for data in found]
+    return batches[module]
 
 
 def module_of(item: pytest.Item) -> str:
@@ -126,11 +151,7 @@ def shared_batch(item: pytest.Item, module: str) -> dict[str, list[Any]]:
 
 def batch(item: pytest.Item, module: str) -> dict[str, list[Any]]:
     """Run all selected tests of a module inside a machine of its own."""
-    nodes = [
-        other.nodeid
-        for other in item.session.items
-        if module_of(other) == module and other.get_closest_marker("system_manager")
-    ]
+    nodes = [other.nodeid for other in item.session.items if isinstance(other, Item) and module_of(other) == module]
     found: dict[str, list[Any]] = {}
     top = item.config.rootpath
     with nested.boot(shows=[top]) as machine:

@@ -119,7 +119,8 @@ class Machine:
     ) -> subprocess.CompletedProcess[str]:
         """Run tests inside: node ids, relative to the directory."""
         command = ["env", f"--chdir={directory}", sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
-        return self.run([*command, "-p", "no:xdist", *arguments], **options)
+        # hypothesis's plugin imports all of it at the end of a session.
+        return self.run([*command, "-p", "no:xdist", "-p", "no:hypothesispytest", *arguments], **options)
 
     def _kill(self, scope: str) -> None:
         with contextlib.suppress(OSError):

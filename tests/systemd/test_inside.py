@@ -73,3 +73,20 @@ class TestReports:
         result = suite.runpytest_subprocess(*PLAIN)
         result.assert_outcomes(failed=1)
         result.stdout.fnmatch_lines(["The test was not run inside."])
+
+    def test_do_not_disturb_tests_that_stay_outside(self, suite: pytest.Pytester) -> None:
+        """What these share with each other is set up once and torn down in the end, as if nothing were between."""
+        outside = (
+            "import pytest\n@pytest.fixture(scope='module', autouse=True)\ndef around():\n"
+            "    yield\n    print('torn down')\ndef test_outside(): pass\n"
+        )
+        marked = "import pytest\n@pytest.mark.system_manager\ndef test_inside(): assert not {}\n"
+        suite.makepyfile(
+            test_a=outside,
+            test_b=marked.format(0),
+            test_c=outside + marked.format(0),
+            test_d=outside,
+        )
+        result = suite.runpytest_subprocess("-s", *PLAIN)
+        result.assert_outcomes(passed=5)
+        assert result.stdout.str().count("torn down") == 3
