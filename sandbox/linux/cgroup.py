@@ -41,13 +41,17 @@ def hierarchies(process: str = "self") -> Hierarchies:
 
 
 def read(path: str) -> str | None:
-    """The text of a cgroup file, None where there is no such file."""
+    """The text of a cgroup file, None where there is no such file, or no more once it was opened (ENODEV)."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
         return os.read(fd, 65536).decode()
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        return None
     finally:
         os.close(fd)
 

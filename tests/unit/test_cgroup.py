@@ -36,6 +36,21 @@ def test_directories_of_both_versions(tmp_path: Path) -> None:
     assert not (tmp_path / "m/c").exists()
 
 
+def test_a_cgroup_that_goes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd removes its scopes when it likes: the kernel reads nothing from what is gone."""
+
+    def read(_fd: int, _size: int) -> bytes:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    put(tmp_path, memory__current="1\n", cpu__stat="usage_usec 5\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "read", read)
+        text = cgroup.read(str(tmp_path / "memory.current"))
+        found = Cgroup(str(tmp_path)).statistics()
+        kills = Cgroup(str(tmp_path)).oom_kills()
+    assert (text, found, kills) == (None, {}, 0)
+
+
 def test_remove_takes_what_is_below(tmp_path: Path) -> None:
     group = Cgroup(str(tmp_path / "a"))
     Cgroup(str(tmp_path / "a/b/c")).create()
