@@ -79,7 +79,7 @@ class Machine:
 
     @staticmethod
     def _start(files: Path, control: int, console: int, output: int) -> subprocess.Popen[bytes]:
-        # Over the directory of the disk itself: there is no other of which we know that nothing else is wanted in it.
+        # An empty directory for each disk, over which each machine mounts a tmpfs that nobody else sees.
         work = files / "work"
         work.mkdir(exist_ok=True)
         serial = f"fd:{output}" if os.isatty(output) else f"null,fd:{output}"
