@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,8 +79,16 @@ def prune(store: Store, *, everything: bool = False, dry_run: bool = False) -> G
             garbage = inventory.unreachable(roots | inventory.images_in_use())
             if not dry_run:
                 trash(inventory, garbage)
+                _forget_partials(store, inventory.used)
                 store.places.drop_free_locks()
     return garbage
+
+
+def _forget_partials(store: Store, used: Collection[str]) -> None:
+    """Remove what pulls have begun and left (:mod:`sandbox.images.distribution.download`)."""
+    for path in store.root.glob("partial/*"):
+        if path_of(path.name.replace("-", ":", 1)) not in used:
+            path.unlink(missing_ok=True)
 
 
 def remove(store: Store, digests: Iterable[str]) -> Garbage:
