@@ -5,6 +5,7 @@ A redirect never leads from https to http, and never to anything that is not HTT
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -13,6 +14,7 @@ from sandbox.images.errors import RegistryError
 __all__ = ["Origin", "Trust", "check_redirect", "is_loopback", "joined", "origin_of", "printable", "usable"]
 
 _PORTS = {"http": 80, "https": 443}
+_LOOPBACK = re.compile(r"127(?:\.[0-9]{1,3}){3}")  # nothing else: 127.example is a name like any other
 
 
 class Trust(NamedTuple):
@@ -69,7 +71,7 @@ def _is_http(parts: SplitResult) -> bool:
 def is_loopback(host: str) -> bool:
     """Whether a host (``localhost``, ``127.0.0.1:5000``, ``[::1]:5000``) is this machine."""
     name = urlsplit(f"//{host}").hostname or ""
-    return name == "localhost" or name.endswith(".localhost") or name.startswith("127.") or name == "::1"
+    return name in {"localhost", "::1"} or name.endswith(".localhost") or bool(_LOOPBACK.fullmatch(name))
 
 
 def usable(url: str, trust: Trust) -> SplitResult:
