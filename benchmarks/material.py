@@ -16,7 +16,8 @@ from typing import Any
 TAG = "localhost/sandbox-bench:latest"
 _APPLETS = ("sh", "true", "sleep", "cat")
 _DIRECTORIES = ("bin", "dev", "etc", "proc", "run", "sys", "tmp")
-_DOCKER_NAMES = {"x86_64": "amd64", "aarch64": "arm64"}
+#: The kernel's names of architectures → those of images.
+IMAGE_NAMES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def busybox() -> str | None:
@@ -44,7 +45,7 @@ def make_archive(root: Path, path: Path) -> Path:
     """The same as an image in docker-archive form, made by hand: no registry is asked."""
     layer = _tar_of(root)
     config = json.dumps({
-        "architecture": _DOCKER_NAMES.get(platform.machine(), platform.machine()), "os": "linux",
+        "architecture": IMAGE_NAMES.get(platform.machine(), platform.machine()), "os": "linux",
         "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/true"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{_sha256(layer)}"]}, "history": [],
     }).encode()  # fmt: skip

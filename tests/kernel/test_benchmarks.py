@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gate import requires
@@ -36,6 +37,14 @@ def test_ours_alone(tmp_path: Path) -> None:
     }  # fmt: skip
     assert "5 of 5 ran together" in rows["5 pods at once: start"]["note"]
     assert rows["gone after kill -9"]["ours"] > 0
+
+
+@requires("docker-registry", "skopeo")
+def test_a_pull_is_measured(tmp_path: Path) -> None:
+    found = bench(tmp_path / "bench.json", "--only", "registry")
+    row: dict[str, Any] = found["rows"][0]  # type: ignore[index]
+    assert (row["peer"], found["missing"]) == ("skopeo copy", {})
+    assert row["ours"] > 0
 
 
 @pytest.mark.parametrize("peer", ["bwrap", "crun (crun spec)", "crun (our spec)", "runc (runc spec)"])
