@@ -79,6 +79,17 @@ class Listener:
         return said.properties[lead : len(said.properties) - (len(plain) - lead)]
 
 
+def version() -> int:
+    """Of systemd-run; 0 if there is none."""
+    try:
+        done = subprocess.run(
+            ["systemd-run", "--version"], capture_output=True, text=True, check=False, timeout=30
+        )
+    except FileNotFoundError:
+        return 0
+    return int(done.stdout.split()[1])
+
+
 def heard(connection: socket.socket) -> tuple[Any, ...] | None:
     """The body of the first call; None if there is none."""
     connection.settimeout(30)

@@ -13,16 +13,15 @@ An assignment means what it means to systemd-run; the tests ask systemd-run itse
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sandbox_systemd.bus import Variant
 from sandbox_systemd.errors import InvalidProperty
 
-from ._readable import AllowList, Command, to_python
 from ._readers import Property
 from ._table import TABLES, Kind
+from ._values import AllowList, Command
 
 __all__ = ["AllowList", "Command", "Property", "from_python", "names", "parse", "to_python"]
 
@@ -83,6 +82,21 @@ def from_python(values: Mapping[str, Any], unit_type: str = "service") -> list[P
     return found
 
 
+def to_python(name: str, value: Variant) -> Any:
+    """The value of a property as Python knows such things.
+
+    Time spans are seconds (``math.inf`` for none), points in time are datetimes, shares are fractions of one (1.5 is one
+    and a half CPUs), masks are lists of names or numbers. None is "not set", or "not known" for what is measured. What
+    has no better form stays as it is.
+
+    >>> to_python("RuntimeMaxUSec", Variant("t", 1_500_000))
+    1.5
+    """
+    from ._readable import readable
+
+    return readable(name, value)
+
+
 def _from_value(name: str, value: Any, unit_type: str) -> list[Property]:
     shown = f"{name}={value}"
     kind = _kind(name, unit_type, shown)
@@ -120,6 +134,8 @@ def _kind(name: str, unit_type: str, shown: str) -> Kind:
 
 
 def _hint(name: str, unit_type: str) -> str | None:
+    import difflib
+
     others = [other for other, table in TABLES.items() if name in table]
     if others:
         return f"{name} is for {' and '.join(others)} units"

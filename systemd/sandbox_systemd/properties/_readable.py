@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import errno
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from sandbox_systemd.bus import Variant
 
 from . import _names as names
 from ._numbers import INFINITY, U32_MAX
+from ._values import AllowList, Command
 
 
-class Command(NamedTuple):
-    """A command of a service, with its flags: ``ignore-failure``, ``privileged``, ``no-env-expand`` and others."""
-
-    path: str
-    arguments: Sequence[str]
-    flags: Sequence[str] = ()
-
-
-class AllowList(NamedTuple):
-    """Names that are allowed (``allow``), or that are not."""
-
-    allow: bool
-    names: Sequence[str]
-
-
-def to_python(name: str, value: Variant) -> Any:
-    """The value of a property as Python knows such things.
-
-    Time spans are seconds (``math.inf`` for none), points in time are datetimes, shares are fractions of one (1.5 is one
-    and a half CPUs), masks are lists of names or numbers. None is "not set", or "not known" for what is measured. What
-    has no better form stays as it is.
-    """
+def readable(name: str, value: Variant) -> Any:
+    """What :func:`to_python` gives."""
     convert = _BY_NAME.get(name) or _by_pattern(name) or _BY_SIGNATURE.get(value.signature)
     return value.value if convert is None else convert(value.value)
 
@@ -68,10 +48,11 @@ def seconds_of_nanoseconds(value: int) -> float | None:
     return None if value == INFINITY else value / 10**9
 
 
-def moment(value: int) -> dt.datetime | None:
-    if value in {0, INFINITY}:
-        return None
-    return dt.datetime.fromtimestamp(value / 10**6, dt.UTC)
+def moment(value: int) -> Any:
+    """A datetime, or None for what has not happened."""
+    import datetime as dt
+
+    return None if value in {0, INFINITY} else dt.datetime.fromtimestamp(value / 10**6, dt.UTC)
 
 
 def monotonic_moment(value: int) -> float | None:

@@ -7,14 +7,13 @@ are quoted, so that spaces, quotes, colons and dollars in them stand for themsel
 from __future__ import annotations
 
 import base64
-import datetime as dt
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from typing import Any
 
-from ._readable import AllowList, Command
+from ._values import AllowList, Command
 from ._words import WHITESPACE, escape, protect, quote
 
 Writer = Callable[[Any], list[str]]
@@ -50,17 +49,22 @@ def whole(value: Any) -> list[str]:
 
 def seconds(value: Any) -> list[str]:
     """Seconds, or a timedelta."""
-    if isinstance(value, dt.timedelta):
-        return [f"{value // dt.timedelta(microseconds=1)}us"]
+    if _is_timedelta(value):
+        return [f"{(value.days * 86400 + value.seconds) * 10**6 + value.microseconds}us"]
     if isinstance(value, float) and math.isfinite(value):
         return [f"{round(value * 10**6)}us"]
     return [scalar(value)]
 
 
+def _is_timedelta(value: Any) -> bool:
+    """Asked without importing datetime, which takes longer than all of this."""
+    return hasattr(value, "total_seconds")
+
+
 def nanoseconds(value: Any) -> list[str]:
     """Seconds, as everywhere in Python, or a timedelta."""
-    if isinstance(value, dt.timedelta):
-        value = value / dt.timedelta(seconds=1)
+    if _is_timedelta(value):
+        value = value.total_seconds()
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return [f"{round(value * 10**9)}ns"]
     return [scalar(value)]
