@@ -10,7 +10,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from sandbox import oci as oci
+    from sandbox import oci as oci, services as services
     from sandbox._version import __version__ as __version__
     from sandbox.build.errors import BuildError as BuildError, DockerfileError as DockerfileError
     from sandbox.build.fluent import Image as Image
@@ -74,6 +74,9 @@ if TYPE_CHECKING:
         Notify as Notify,
         Port as Port,
     )
+    from sandbox.services.ending import ServiceResult as ServiceResult
+    from sandbox.services.running import RunningService as RunningService
+    from sandbox.services.start import service as service, start_service as start_service
 
 # Where each public name lives. tests/unit/test_house.py holds this table, the block above and the modules
 # themselves together.
@@ -97,9 +100,12 @@ _NAMES_OF = {
         "Stats", "Usage", "run", "start",
     ),
     "probes": ("All", "Any", "Exec", "Healthcheck", "Http", "Log", "Notify", "Port"),
+    "services.ending": ("ServiceResult",),
+    "services.running": ("RunningService",),
+    "services.start": ("service", "start_service"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _NAMES_OF.items() for name in names}
-_SUBMODULES = ("oci",)
+_SUBMODULES = ("oci", "services")
 
 __all__ = [*_HOME, *_SUBMODULES]  # noqa: PLE0604 - they are strings; the table above is the one list
 

@@ -313,6 +313,7 @@ for _name, *_arguments in (
     ("skopeo", "--version"),
     ("systemd", "--version"),
     ("systemd-run", "--version"),
+    ("systemd-analyze", "--version"),
     ("umoci", "--version"),
 ):
     PROBES[_name.removesuffix("-server")] = functools.cache(functools.partial(_program, _name, *_arguments))
@@ -370,6 +371,19 @@ def _scopes() -> str | None:
     return f"no scope with limits: {(done.stderr or done.stdout).strip()}"
 
 
+@probe("systemd.manager")
+def _any_manager() -> str | None:
+    """A manager that runs units for us: the machine's, the user's, or a private one."""
+    from sandbox_systemd.errors import SystemdError
+    from sandbox_systemd.managers import open_manager
+
+    try:
+        with open_manager():
+            return None
+    except SystemdError as error:
+        return f"{error.detail} ({error.cause})"
+
+
 @probe("schema")
 def _schema() -> str | None:
     if importlib.util.find_spec("jsonschema") is None:
@@ -415,6 +429,7 @@ EXPECTED_IN_CI: dict[str, tuple[Callable[[], bool], str]] = {
     "cgroup2": (_without_delegation, "nobody delegates a cgroup to the throw-away user"),
     "systemd.system": (lambda: not _is_root(), "only root may boot one; the suite runs as root as well"),
     "systemd.scopes": (_not_in_uml, "CI machines lack systemd as PID 1; the User-mode Linux machine has it"),
+    "systemd.manager": (_without_delegation, "nobody delegates a cgroup to the throw-away user"),
     "systemd.booted": (_not_in_uml, "CI machines lack systemd as PID 1; the User-mode Linux machine has it"),
     **dict.fromkeys(
         ("podman", "redis", "schema", "skopeo", "umoci"),

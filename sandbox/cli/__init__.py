@@ -10,6 +10,7 @@ __all__ = ["main"]
 #: subcommand → (its module, its row in the overview).
 COMMANDS = {
     "run": ("run", "IMAGE [COMMAND...]", "Run a command in a container of its own"),
+    "up": ("up", "FILE", "Start the pod that a file describes"),
     "exec": ("exec", "POD COMMAND...", "Run a command in a running container"),
     "build": ("build", "CONTEXT", "Build an image from a Dockerfile"),
     "ps": ("ps", "", "List running pods and their containers"),
@@ -28,6 +29,8 @@ COMMANDS = {
     "bundle": ("bundle", "IMAGE DIR", "Make a bundle for crun, runc and others"),
     "du": ("du", "", "Show what the store takes on disk"),
     "prune": ("prune", "", "Remove what nothing refers to"),
+    "service": ("service", "run|report|find", "Run a command as a hardened systemd service"),
+    "install-units": ("install_units", "", "Write our unit files to where systemd looks"),
     "doctor": ("doctor", "", "Tell what this machine can do, and why not"),
 }
 

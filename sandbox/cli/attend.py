@@ -16,8 +16,18 @@ from typing import TYPE_CHECKING, Any, Self
 from sandbox.cli import console
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from sandbox.cli.terminal import Terminal
     from sandbox.shim.client import Conversation
+
+    class Awaited(Protocol):
+        """The end of a program: readable when it has come, then told."""
+
+        def fileno(self) -> int: ...
+
+        def answer(self) -> tuple[dict[str, Any], list[int]]: ...
+
 
 #: What a person or a supervisor sends on purpose. Stopping and resuming (SIGTSTP …) concern this process itself.
 _FORWARDED = (
@@ -91,7 +101,7 @@ class Program:
     :param kill: kills it and everything it started
     """
 
-    def __init__(self, conversation: Conversation, send: Callable[[int], None], kill: Callable[[], None]) -> None:
+    def __init__(self, conversation: Awaited, send: Callable[[int], None], kill: Callable[[], None]) -> None:
         self.conversation = conversation
         self.send = send
         self.kill = kill

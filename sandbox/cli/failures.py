@@ -18,7 +18,7 @@ def report(error: Exception, command: str) -> int | None:
     """Tell about ``error`` and return the exit status; None if it is a bug of ours."""
     from sandbox.errors import CommandNotExecutable, CommandNotFound, SandboxError, TimeoutExpired
 
-    runs_program = command in {"run", "exec"}
+    runs_program = command in {"run", "exec", "service run"}
     if isinstance(error, UsageError):
         console.complain(f"sandbox {command}: {error}\nTry `sandbox {command} --help`.")
         return OWN_FAILURE if runs_program else _USAGE

@@ -52,6 +52,8 @@ ARROWS: dict[str, set[str]] = {
     "sandbox_systemd.keeper": set(),
     "sandbox.network": {"attrs", "sandbox.errors", "sandbox.linux"},
     "sandbox.probes": {"attrs", "sandbox._*", "sandbox._text", "sandbox.errors", "sandbox.linux"} | PROGRAMS,
+    "sandbox.services": {"attrs", "sandbox", "sandbox_systemd"},
+    "sandbox.services.activation": set(),
     "sandbox": {"attrs", "cattrs", "pyseccomp"},
     "pytest_sandbox": {"attrs", "pluggy", "pytest", "sandbox", "xdist"},
 }
