@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from pytest_sandbox import hookspecs, options, report
+from pytest_sandbox import hookspecs, options, report, services
 from pytest_sandbox.fixtures import sandbox, sandbox_factory, sandbox_session_factory
+from pytest_sandbox.services import service_sandbox, service_sandbox_factory
 from pytest_sandbox.state import STATE, State, note_failure, note_start
 
-__all__ = ["sandbox", "sandbox_factory", "sandbox_session_factory"]
+__all__ = ["sandbox", "sandbox_factory", "sandbox_session_factory", "service_sandbox", "service_sandbox_factory"]
+
+_OF_PODS = frozenset({"sandbox", "sandbox_factory", "sandbox_session_factory"})
 
 _MARKER = (
     "sandbox(subject=None, /, **fields): the pod of the `sandbox` fixture. `subject` is a sandbox.Pod, a Container or "
@@ -37,6 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Read the options, so that a bad one is told before any test runs."""
     config.addinivalue_line("markers", _MARKER)
+    config.addinivalue_line("markers", services.MARKER)
     config.stash[STATE] = State(config, options.read(config))
 
 
@@ -60,7 +64,7 @@ def pytest_report_collectionfinish(
 
 
 def _uses_us(item: pytest.Item) -> bool:
-    return not set(__all__).isdisjoint(getattr(item, "fixturenames", ()))
+    return not _OF_PODS.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -73,12 +77,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:  # fmt: skip
-    """Tell about the containers of a test that failed, while they are still there."""
+    """Tell about the containers and services of a test that failed, while they are still there."""
     del call
     result = yield
     if result.failed:
         note_failure(item)
         result.sections.extend(report.sections(item))
+        result.sections.extend(services.sections(item))
     return result
 
 
