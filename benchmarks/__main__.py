@@ -15,11 +15,11 @@ from pathlib import Path
 
 from sandbox.errors import SandboxError
 
-from . import alone, cases, material, registry, report
+from . import alone, cases, material, registry, report, services
 from .measure import FULL, QUICK, Effort, Row
 
 #: The groups of measurements, in the order in which they are made.
-GROUPS = ("memory", "peers", "many", "readiness", "kill", "pytest", "registry")
+GROUPS = ("memory", "peers", "many", "readiness", "kill", "pytest", "registry", "services")
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -87,6 +87,7 @@ def measure(
         "kill": lambda: alone.clean_up(subject, effort),
         "pytest": lambda: alone.pytest_overhead(subject, work, effort),
         "registry": lambda: registry.against_skopeo(work, effort, 50 if effort.slow_pairs >= FULL.slow_pairs else 10),
+        "services": lambda: services.rows(effort),
     }
     for name in (name for name in steps if name in groups):
         _tell(name)

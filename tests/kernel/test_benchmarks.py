@@ -59,3 +59,12 @@ def test_a_peer_is_measured_or_the_reason_is_told(tmp_path: Path, peer: str) -> 
         assert all(row["theirs"] > 0 and row["ratio"] > 0 for row in rows)
     else:
         assert found["missing"][peer]  # type: ignore[index]
+
+
+@requires("systemd.system", "systemd-run")
+def test_services_beside_systemd_run(tmp_path: Path) -> None:
+    found = bench(tmp_path / "bench.json", "--only", "services")
+    assert found["missing"] == {}
+    rows = {row["measure"]: row for row in found["rows"]}  # type: ignore[attr-defined]
+    assert rows["service, start to gone"]["target"] == 0.7
+    assert all(row["ours"] > 0 and row["theirs"] > 0 for row in rows.values())
