@@ -15,11 +15,11 @@ from pathlib import Path
 
 from sandbox.errors import SandboxError
 
-from . import alone, cases, material, registry, report, services
+from . import alone, cases, images, material, registry, report, services
 from .measure import FULL, QUICK, Effort, Row
 
 #: The groups of measurements, in the order in which they are made.
-GROUPS = ("memory", "peers", "many", "readiness", "kill", "pytest", "registry", "services")
+GROUPS = ("memory", "peers", "many", "readiness", "kill", "pytest", "registry", "services", "images")
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -79,6 +79,11 @@ def measure(
         missing.update(absent)
         return [*found, cases.without_cgroups(subject, effort)]
 
+    def with_images() -> list[Row]:
+        found, absent = images.measure(work, effort, _tell)
+        missing.update(absent)
+        return found
+
     steps: dict[str, Callable[[], Iterable[Row]]] = {
         "memory": lambda: alone.memory(subject, effort),  # first: what many pods free, the kernel hands out again
         "peers": against_peers,
@@ -88,6 +93,7 @@ def measure(
         "pytest": lambda: alone.pytest_overhead(subject, work, effort),
         "registry": lambda: registry.against_skopeo(work, effort, 50 if effort.slow_pairs >= FULL.slow_pairs else 10),
         "services": lambda: services.rows(effort),
+        "images": with_images,
     }
     for name in (name for name in steps if name in groups):
         _tell(name)
