@@ -82,9 +82,10 @@ def make_layout(path: Path, *layers: Path) -> Path:
         (blobs / digest).write_bytes(content)
         return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(content), **extra}
 
+    architecture = material.IMAGE_NAMES.get(platform.machine(), platform.machine())
     plain = [layer.read_bytes() for layer in layers]
     config = {
-        "architecture": material.IMAGE_NAMES.get(platform.machine(), platform.machine()), "os": "linux", "config": {"Cmd": ["/bin/true"]},
+        "architecture": architecture, "os": "linux", "config": {"Cmd": ["/bin/true"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in plain]},
     }  # fmt: skip
     manifest = {

@@ -140,6 +140,7 @@ class Mounts:
                 raise self._instruction.error(f"--mount=type=cache,{name}= is not supported")
         places = self._executor.workshop.store.places
         path = places.directory("build-caches") / key_of(options.get("id") or wanted.target)[:32]
+        places.use(f"build-caches/{path.name}")  # `sandbox prune` leaves it alone as long as this process lives
         try:
             path.mkdir(mode=0o700)
             path.chmod(int(options.get("mode", "0755"), 8))

@@ -35,9 +35,11 @@ def main(arguments: list[str]) -> int:
         console.document({
             "names": list(garbage.names), "images": list(garbage.images), "size": garbage.size, "removed": not dry,
             "blobs": [thing.name for thing in garbage.blobs], "layers": [thing.name for thing in garbage.layers],
+            "leftovers": [thing.name for thing in garbage.leftovers],
         })  # fmt: skip
         return 0
-    counts = ((garbage.images, "images"), (garbage.blobs, "blobs"), (garbage.layers, "unpacked layers"))
+    counts = ((garbage.images, "images"), (garbage.blobs, "blobs"), (garbage.layers, "unpacked layers"),
+              (garbage.leftovers, "leftovers"))  # fmt: skip
     lines = [f"{name}\n" for name in garbage.names]
     what = ", ".join(f"{len(things)} {word}" for things, word in counts)
     console.write(f"{''.join(lines)}{'would remove' if dry else 'removed'} {what}: {console.size(garbage.size)}\n")

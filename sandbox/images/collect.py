@@ -13,7 +13,7 @@ import json
 import re
 import uuid
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,11 +56,18 @@ class Garbage:
     names: tuple[str, ...] = ()
     blobs: tuple[Thing, ...] = ()
     layers: tuple[Thing, ...] = ()
+    #: Downloads that nobody went on with, and caches of builds.
+    leftovers: tuple[Thing, ...] = ()
+
+    @property
+    def things(self) -> tuple[Thing, ...]:
+        """All that takes space."""
+        return (*self.blobs, *self.layers, *self.leftovers)
 
     @property
     def size(self) -> int:
         """Bytes that go."""
-        return sum(thing.size for thing in (*self.blobs, *self.layers))
+        return sum(thing.size for thing in self.things)
 
 
 def prune(store: Store, *, everything: bool = False, dry_run: bool = False) -> Garbage:
@@ -77,18 +84,12 @@ def prune(store: Store, *, everything: bool = False, dry_run: bool = False) -> G
             tables = () if everything else TABLES
             roots = {name.digest for table in tables for name in Names(store, table).items()}
             garbage = inventory.unreachable(roots | inventory.images_in_use())
+            left = (*_broken_off(store, inventory.used), *(inventory.build_caches() if everything else ()))
+            garbage = attrs.evolve(garbage, leftovers=left)
             if not dry_run:
                 trash(inventory, garbage)
-                _forget_partials(store, inventory.used)
                 store.places.drop_free_locks()
     return garbage
-
-
-def _forget_partials(store: Store, used: Collection[str]) -> None:
-    """Remove what pulls have begun and left (:mod:`sandbox.images.distribution.download`)."""
-    for path in store.root.glob("partial/*"):
-        if path_of(path.name.replace("-", ":", 1)) not in used:
-            path.unlink(missing_ok=True)
 
 
 def remove(store: Store, digests: Iterable[str]) -> Garbage:
@@ -154,6 +155,13 @@ class Inventory:
         """Images that living processes have looked at in order to use them."""
         return {digest for digest in self.records if path_of(digest) in self.used}
 
+    def build_caches(self) -> Iterator[Thing]:
+        """What steps of builds keep for each other (``RUN --mount=type=cache``); their sizes are not known."""
+        for path in sorted(self._root.glob("build-caches/*")):
+            name = str(path.relative_to(self._root))
+            if path.name.removesuffix(".lock") not in {used.partition("/")[2] for used in self.used}:
+                yield Thing(name, path.stat().st_size if path.is_file() else 0)
+
     def reachable(self, digests: Iterable[str]) -> Reach:
         """Follow manifests as far as their blobs are there."""
         blobs: set[str] = set()
@@ -161,10 +169,12 @@ class Inventory:
         chains: set[str] = set()
         pending = list(digests)
         while pending:
-            name = path_of(pending.pop())
+            digest = pending.pop()
+            name = path_of(digest)
             if name in blobs:
                 continue
             blobs.add(name)
+            layers.add(digest.replace(":", "/"))  # caches name layers too: as they are uncompressed
             document = self._document(name)
             pending += _digests(document.get("manifests"))
             blobs.update(path_of(digest) for digest in _digests(document.get("layers")))
@@ -204,7 +214,8 @@ class Inventory:
         """A JSON object; of what is none, or not there, nothing follows."""
         try:
             with self._files.open(name) as file:
-                document = json.loads(file.read(self._limit))
+                start = file.read(1)
+                document = json.loads(start + file.read(self._limit)) if start == b"{" else None
         except (OSError, ValueError, RecursionError):
             return {}
         return document if isinstance(document, dict) else {}
@@ -236,6 +247,16 @@ def _layers(root: Path) -> Iterator[tuple[str, int]]:
         yield str(home.relative_to(root)), size
 
 
+def _broken_off(store: Store, used: Collection[str]) -> Iterator[Thing]:
+    """What pulls have begun and left (see :mod:`sandbox.images.distribution.download`)."""
+    for path in sorted(store.root.glob("partial/*")):
+        digest = path.name.replace("-", ":", 1)
+        with suppress(BlockingIOError, FileNotFoundError):
+            with store.places.lock(f"blob-{digest}", wait=False):
+                if path_of(digest) not in used:
+                    yield Thing(str(path.relative_to(store.root)), path.stat().st_size)
+
+
 @contextmanager
 def _removal(store: Store) -> Iterator[_Trash]:
     """Something to put garbage into; it is emptied at the end, with what earlier collectors did not get to."""
@@ -263,8 +284,9 @@ class _Trash:
         for digest in garbage.images:
             inventory.images.forget(digest)
         self._place.mkdir(mode=0o700)
-        for number, thing in enumerate((*garbage.blobs, *garbage.layers)):
-            (self._store.root / thing.name).rename(self._place / str(number))
+        for number, thing in enumerate(garbage.things):
+            with suppress(FileNotFoundError):
+                (self._store.root / thing.name).rename(self._place / str(number))
 
     def empty(self) -> None:
         if self._place.exists():

@@ -30,6 +30,7 @@ _FICLONE = 0x40049409
 _SMALL = 256 << 10  # up to here one read and one write are the fastest way
 _CHUNK = 64 << 20
 _NOTED = 1000
+_DEEPEST = 300  # directories within one another; each takes descriptors as long as it is being filled
 
 
 class Result(NamedTuple):
@@ -98,6 +99,8 @@ class Flattener:
             raise
 
     def _directory(self, sources: Sequence[int], target: int, name: bytes, path: bytes) -> None:
+        if path.count(b"/") >= _DEEPEST:
+            raise OSError(errno.EMLINK, f"more than {_DEEPEST} directories deep")
         opened: list[int] = []
         try:
             for source in sources:

@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 from sandbox.images import tar
 from sandbox.images.limits import Limits
+from sandbox.images.removal import remove_at
 from sandbox.linux.constants import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
 from sandbox.linux.syscalls import openat2
 
@@ -353,7 +354,7 @@ class Unpacker:
     def _clear(self, parent: int, name: bytes, path: bytes) -> None:
         """Remove what a later entry replaces. Paths may have led through it: start afresh with directories."""
         if _is_directory(parent, name):
-            _remove_tree(parent, name)
+            remove_at(parent, name)
             self._drop_pending(path)
         else:
             os.unlink(name, dir_fd=parent)
@@ -381,7 +382,9 @@ class Unpacker:
         self._forget()
         self._close()
         if b"" not in self._pending:
-            with suppress(OSError):  # where there are no such attributes, the uppermost layer's root is as good
+            with suppress(
+                OSError
+            ):  # where there are no such attributes, the uppermost layer's root is as good
                 os.setxattr(self._root, IMPLICIT_ROOT_XATTR, b"y")
             os.utime(self._root, ns=(0, 0))
         for path in sorted(self._pending, key=lambda path: path.count(b"/"), reverse=True):
@@ -427,21 +430,6 @@ class Unpacker:
 
 def _is_directory(parent: int, name: bytes) -> bool:
     return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
-
-
-def _remove_tree(parent: int, name: bytes | str) -> None:
-    directory = os.open(name, _OPEN_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    try:
-        with os.scandir(directory) as entries:
-            children = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-        for child, is_directory in children:
-            if is_directory:
-                _remove_tree(directory, child)
-            else:
-                os.unlink(child, dir_fd=directory)
-    finally:
-        os.close(directory)
-    os.rmdir(name, dir_fd=parent)
 
 
 def _on_the_way(path: bytes, error: OSError) -> EntryError:

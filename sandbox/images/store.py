@@ -39,7 +39,8 @@ from sandbox.images.blobstore import BlobStore
 from sandbox.images.errors import ImageTooLarge, LayerError, StoreError
 from sandbox.images.limits import DEFAULT_LIMITS, Limits
 from sandbox.images.places import Places, store_errors
-from sandbox.images.unpack import command, remove
+from sandbox.images.removal import remove
+from sandbox.images.unpack import command
 from sandbox.linux.idmap import IdMap, host_map, is_privileged, run_in_mapped_namespace
 
 __all__ = ["Layer", "Store"]

@@ -15,6 +15,7 @@ import sys
 
 from sandbox.images.layers import EntryError, Unpacker
 from sandbox.images.limits import Limits
+from sandbox.images.removal import remove
 from sandbox.images.tar import BadArchive, TarStream, TooLarge
 from sandbox.linux.capabilities import mask
 from sandbox.linux.syscalls import capset
@@ -23,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["command", "main", "remove"]
+__all__ = ["command", "main"]
 
 #: What giving files their owners, modes and attributes takes, capabilities(7).
 _CAPABILITIES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_SETFCAP")
@@ -77,18 +78,16 @@ def _flatten(directory: str, options: dict[str, Any]) -> dict[str, Any]:
     from sandbox.images.flatten import Flattener
 
     os.umask(0)
+    sys.setrecursionlimit(10_000)  # three calls for each directory on the way down
     try:
         layers = [os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for layer in options["layers"]]
         return Flattener(layers, _enter(directory), owners=options["owners"]).copy()._asdict()
     except OSError as error:
         path = error.filename if isinstance(error.filename, str) else None
-        return {
-            "error": {
-                "detail": error.strerror if error.errno is None else None,
-                "errno": error.errno,
-                "path": path,
-            }
-        }
+        own = (
+            error.strerror if error.strerror != os.strerror(error.errno or 0) else None
+        )  # ours, not the kernel's
+        return {"error": {"detail": own, "errno": None if own else error.errno, "path": path}}
 
 
 def _enter(directory: str) -> int:
@@ -111,15 +110,3 @@ def _remove(path: str) -> dict[str, Any]:
     except OSError as error:
         return {"error": {"detail": str(error.filename), "errno": error.errno}}
     return {}
-
-
-def remove(path: str) -> None:
-    """Remove a tree or a file; nothing happens if there is none."""
-    import shutil
-
-    try:
-        shutil.rmtree(path)
-    except NotADirectoryError:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass

@@ -27,6 +27,7 @@ from sandbox.images.layers import EntryError, Unpacker
 from sandbox.images.limits import DEFAULT_LIMITS, Limits
 from sandbox.images.load import load
 from sandbox.images.tar import BadArchive, TarStream
+from sandbox.images.tree import write_tree
 
 pytestmark = requires("userns")
 
@@ -188,6 +189,33 @@ def test_names_that_are_no_text(store: Store) -> None:
     with pytest.raises(LayerError) as caught:
         store.layers([make.blob_of(bad)])
     assert caught.value.entry == "\\xff/../x"
+
+
+def deeper(times: int) -> list[make.Member]:
+    """Directories as deep as anybody likes, without a long name: each link leads to the end of the last stretch."""
+    members = [make.file("d/" * 200 + "x"), make.symlink("l0", "d/" * 199 + "d")]
+    for number in range(times):
+        below = f"l{number}/" + "d/" * 200
+        members += [make.file(f"{below}x"), make.symlink(f"l{number + 1}", below[:-1])]
+    return members
+
+
+def test_a_tree_deeper_than_any_stack_is_removed_again(tmp_path: Path, store: Store) -> None:
+    """When it is refused, replaced, written as a plain tree, collected."""
+    layer = make.unpack(store, *deeper(7))
+    assert layer.entries == 16
+    image = make.make_layout(tmp_path / "layout", make.tar(deeper(7)))
+    with pytest.raises(ImageError, match="directories deep"):
+        write_tree(resolve(f"oci:{image}", store=store), tmp_path / "tree", store)
+    assert not (tmp_path / "tree").exists()
+    with pytest.raises(LayerError, match="Not a directory"):  # where its links led to is gone
+        make.unpack(store, *deeper(7), make.file("d", "a file"))
+    with pytest.raises(LayerError):
+        make.unpack(store, *deeper(7), make.file("../x"))
+    assert list((store.root / "tmp").iterdir()) == []
+    for path in store.root.glob("layers/*/*"):
+        store.remove_tree(path)
+    assert list(store.root.glob("layers/*/*")) == []
 
 
 def test_attributes_that_would_reach_the_host_stay_out(store: Store) -> None:

@@ -116,6 +116,39 @@ def test_everything_goes_when_told_so_but_for_what_is_in_use(store: Store, tmp_p
     assert resolve("a:1", store=store).layers == image.layers
 
 
+def test_downloads_that_broke_off_and_caches_of_builds_go_unless_somebody_is_at_them(store: Store) -> None:
+    digests = [make.sha256(name) for name in (b"broken", b"running")]
+    partial = store.places.directory("partial")
+    for digest in digests:
+        (partial / digest.replace(":", "-")).write_bytes(b"half")
+    caches = store.places.directory("build-caches")
+    for name in ("used", "unused"):
+        (caches / name / "inside").mkdir(parents=True)
+    store.places.use("build-caches/used")
+    with store.places.lock(f"blob-{digests[1]}"):
+        assert [thing.name for thing in prune(store, dry_run=True).leftovers] == [
+            f"partial/{digests[0].replace(':', '-')}"
+        ]
+        assert prune(store, everything=True).size == 4
+    assert [path.name for path in partial.iterdir()] == [digests[1].replace(":", "-")]
+    assert [path.name for path in caches.iterdir()] == ["used"]
+
+
+def test_layers_that_a_cache_names_stay_until_everything_goes(store: Store, tmp_path: Path) -> None:
+    """A build notes layers by themselves, which are uncompressed: their digests are those of what is unpacked."""
+    code = """
+from sandbox.images.names import Names
+added = store.blobs.add(t.layer("step"))
+t.make.unpack(store, t.make.directory("d"), t.make.file("d/step", "step"))
+Names(store, "cache").set("key", added.digest)
+"""
+    set_up(code, store, tmp_path)
+    assert prune(store).size == 0
+    assert len(list(store.root.glob("layers/*/*"))) == 1
+    assert prune(store, everything=True).names == ("key",)
+    assert everything(store) == set()
+
+
 def test_remove_leaves_what_others_share(store: Store, tmp_path: Path) -> None:
     code = """
 t.put(store, layout, t.layer("shared"), t.layer("a"), name="a:1")
