@@ -15,11 +15,11 @@ from pathlib import Path
 
 from sandbox.errors import SandboxError
 
-from . import alone, cases, images, material, registry, report, services
+from . import alone, builds, cases, images, material, registry, report, services
 from .measure import FULL, QUICK, Effort, Row
 
 #: The groups of measurements, in the order in which they are made.
-GROUPS = ("memory", "peers", "many", "readiness", "kill", "pytest", "registry", "services", "images")
+GROUPS = ("memory", "peers", "many", "readiness", "kill", "pytest", "registry", "services", "images", "builds")
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -90,6 +90,7 @@ def measure(
         "many": lambda: [*alone.sequence(subject, effort), *alone.at_once(subject, effort)],
         "readiness": lambda: alone.readiness(effort),
         "kill": lambda: alone.clean_up(subject, effort),
+        "builds": lambda: builds.rows(work, work / "root", effort),
         "pytest": lambda: alone.pytest_overhead(subject, work, effort),
         "registry": lambda: registry.against_skopeo(work, effort, 50 if effort.slow_pairs >= FULL.slow_pairs else 10),
         "services": lambda: services.rows(effort),

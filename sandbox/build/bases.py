@@ -16,7 +16,6 @@ from sandbox.build.errors import BuildError
 from sandbox.build.workshop import Workshop, key_of, layers_of
 from sandbox.images import registered_transports, resolve
 from sandbox.images.references import parse
-from sandbox.images.stored import Images
 
 if TYPE_CHECKING:
     from sandbox.images.image import Image
@@ -54,7 +53,7 @@ def stored(image: Image, store: Store) -> Draft | None:
     """The image with the layers that it came with, if the store has them."""
     if image.digest is None or not store.blobs.has(image.digest):
         return None
-    return Draft.of(store, Images(store).get(image.digest))
+    return Draft.known(store, image.digest)
 
 
 def draft_of(image: Image, workshop: Workshop) -> Draft:
@@ -62,7 +61,7 @@ def draft_of(image: Image, workshop: Workshop) -> Draft:
     store = workshop.store
     key = f"flat:{key_of(identity(image), image.ownership_lost)}"
     if (digest := workshop.recall(key)) is not None:
-        return Draft.of(store, Images(store).get(digest))
+        return Draft.known(store, digest)
     order = Order(target="/", patterns=("",), owner=None, lenient=True)
     layer = workshop.copy([], layers_of(image), order)
     config = oci.to_dict(image.config)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sandbox.images.documents import CONFIGS, MANIFESTS, Descriptor, parse_json
+from sandbox.images.blobs import read_document
+from sandbox.images.documents import CONFIGS, MANIFESTS, Descriptor, descriptor, descriptors, parse_json
 from sandbox.images.manifests import Manifests, diff_ids, image_from
 from sandbox.images.platforms import Platform, host_platform
 
 if TYPE_CHECKING:
     from sandbox.images.image import Image
     from sandbox.images.store import Store
-    from sandbox.images.stored import StoredImage
 
 __all__ = ["LAYER_TYPE", "Draft", "LayerRef", "now"]
 
@@ -61,12 +61,20 @@ class Draft:
         return cls({**document, "variant": ours.variant} if ours.variant else document)
 
     @classmethod
-    def of(cls, store: Store, image: StoredImage) -> Draft:
-        """An image of the store, to go on from."""
-        manifests = Manifests(store.blobs, image.digest, store)
-        config = parse_json(manifests.config(image.parts), image.digest, "configuration")
-        ids = diff_ids(config, image.digest)
-        layers = tuple(LayerRef(*pair) for pair in zip(ids, image.parts.layers, strict=True))
+    def known(cls, store: Store, digest: str) -> Draft:
+        """An image of the store, to go on from.
+
+        :param digest: of its manifest
+        :raises ImageError: a document is missing or damaged
+        """
+        blobs, limits = store.blobs, store.limits
+        text = read_document(blobs, digest, None, limit=limits.manifest, image=digest, what="manifest")
+        manifest = parse_json(text, digest, "manifest")
+        start = descriptor(manifest.get("config"), digest, "manifest, config")
+        text = read_document(blobs, start.digest, start.size, limit=limits.config, image=digest, what="configuration")
+        config = parse_json(text, digest, "configuration")
+        found = descriptors(manifest, "layers", digest, "manifest")
+        layers = tuple(LayerRef(*pair) for pair in zip(diff_ids(config, digest), found, strict=True))
         document = {key: value for key, value in config.items() if key not in ("rootfs", "history", "created")}
         document["config"] = config.get("config") or {}
         return cls(document, layers, tuple(config.get("history") or ()))

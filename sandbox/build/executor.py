@@ -21,7 +21,6 @@ from sandbox.build.running import Job, run
 from sandbox.build.stages import PROXIES, Plan, Stage, arguments_of
 from sandbox.build.workshop import Workshop, key_of
 from sandbox.errors import SandboxError
-from sandbox.images.stored import Images
 
 if TYPE_CHECKING:
     from sandbox.images.image import Image
@@ -289,7 +288,7 @@ class _Run:
         if digest is None:
             return False
         store = self._workshop.store
-        known = Draft.of(store, Images(store).get(digest))
+        known = Draft.known(store, digest)
         if not all(store.blobs.has(layer.blob.digest, layer.blob.size) for layer in known.layers):
             return False
         made = known.layers[-1] if len(known.layers) > len(self._draft.layers) else None

@@ -113,6 +113,8 @@ def _with_names(prepared: Prepared, model: Pod) -> Prepared:
     for path in ("/etc/resolv.conf", "/etc/hosts"):
         with contextlib.suppress(OSError):
             files[path] = Path(path).read_text("utf-8", "surrogateescape")
+    if "/etc/hosts" in files and (own := prepared.spec.get("hostname")):
+        files["/etc/hosts"] = f"{files['/etc/hosts'].rstrip()}\n127.0.0.1 {own}\n"
     rootfs = {**prepared.message["rootfs"], "files": files}
     return attrs.evolve(prepared, message={**prepared.message, "rootfs": rootfs})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -16,7 +17,7 @@ from build_helpers import store_base
 from gate import requires
 
 import sandbox
-from sandbox import Container, Log, Options
+from sandbox import Container, Log
 from sandbox.images import Store
 from sandbox.images.names import Names
 
@@ -181,23 +182,22 @@ def load_schema(pod: Any) -> None:
 
 @requires("postgres")
 def test_postgresql(store: Store) -> None:
-    """Initialised with a schema once; every clone has it, and its own rows only; all at the same time."""
+    """Initialised with a schema once; every clone has it, and its own rows only: one after another, and at the same time."""
     programs = os.path.dirname(os.path.realpath(shutil.which("initdb", path=postgres_path()) or ""))
-    server = Container("db", command=["sh", "-c", POSTGRES, programs], ready=sandbox.Port(5432), stop_signal="INT",
-                       stop_timeout=30)  # fmt: skip
+    ready = Log("ready to accept connections")
+    server = Container("db", command=["sh", "-c", POSTGRES, programs], ready=ready, stop_signal="INT", stop_timeout=30)
     database = sandbox.prepare(server, run=load_schema)
-    options = Options.from_environment()
-    pods = [sandbox.start(database, options=options) for _ in range(5)]
-    try:
+    with contextlib.ExitStack() as stack:
+        pods = [stack.enter_context(sandbox.start(database)) for _ in range(5)]
         for number, pod in enumerate(pods):
             psql(pod, f"insert into users (name) select 'mine ' || n from generate_series(1, {number}) n")
         counts = [psql(pod, "select count(*) from users") for pod in pods]
         assert counts == [[str(ROWS + number)] for number in range(5)]
         # It was stopped cleanly: nothing had to be recovered.
         assert all("automatic recovery" not in pod.logs() for pod in pods)
-    finally:
-        for pod in pods:
-            pod.close()
+    for _ in range(45):
+        with sandbox.start(database) as pod:
+            assert psql(pod, "insert into users (name) values ('mine'); select count(*) from users") == [str(ROWS + 1)]
     assert how_often(store) == 1
 
 
