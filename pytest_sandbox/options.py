@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pytest
 
 _ENGINES = ("native", "crun", "runc")
-_CGROUPS = ("auto", "cgroupfs", "none")
+_CGROUPS = ("auto", "systemd", "cgroupfs", "none")
+_SYSTEMD = ("auto", "system", "user", "private", "off")
 _KEEP = ("never", "failed")
 _PULL = ("always", "missing", "never")
 
@@ -20,6 +21,8 @@ class Settings(NamedTuple):
     engine: str
     #: Who gives the cgroups.
     cgroups: str
+    #: Which systemd manager gives scopes.
+    systemd: str
     #: ``failed``: a test's pod is not removed while somebody looks at why it failed.
     keep: str
     #: Seconds a container may take to become ready if it does not say itself; None: the library's default.
@@ -43,6 +46,11 @@ def add(parser: pytest.Parser) -> None:
         "--sandbox-cgroups", choices=_CGROUPS, default=None,
         help="who gives cgroups, which limits rest on; none: no limits "
              "(default: $SANDBOX_CGROUPS, or ini sandbox_cgroups, or auto)",
+    )  # fmt: skip
+    group.addoption(
+        "--sandbox-systemd", choices=_SYSTEMD, default=None,
+        help="which systemd manager holds pods in its scopes: the system's, the user's, a private one, none "
+             "(default: $SANDBOX_SYSTEMD, or ini sandbox_systemd, or auto)",
     )  # fmt: skip
     group.addoption(
         "--sandbox-keep", choices=_KEEP, default="never",
@@ -70,6 +78,7 @@ def add(parser: pytest.Parser) -> None:
     )  # fmt: skip
     parser.addini("sandbox_engine", f"what starts containers: {', '.join(_ENGINES)}", default="")
     parser.addini("sandbox_cgroups", f"who gives cgroups: {', '.join(_CGROUPS)}", default="")
+    parser.addini("sandbox_systemd", f"which systemd manager holds pods: {', '.join(_SYSTEMD)}", default="")
     parser.addini("sandbox_pull", f"when a registry is asked for an image: {', '.join(_PULL)}", default="")
     parser.addini("sandbox_ready_timeout", "seconds that containers may take to become ready", default="")
     parser.addini("sandbox_log_lines", "log lines of each container in the report of a failed test", default="")
@@ -86,6 +95,7 @@ def read(config: pytest.Config) -> Settings:
     return Settings(
         engine=_choice(config, "sandbox_engine", _ENGINES, "native"),
         cgroups=_choice(config, "sandbox_cgroups", _CGROUPS, "auto"),
+        systemd=_choice(config, "sandbox_systemd", _SYSTEMD, "auto"),
         keep=config.getoption("sandbox_keep"), ready_timeout=timeout, log_lines=50 if lines is None else int(lines),
         pull=_choice(config, "sandbox_pull", _PULL, "missing"), lock=_lock(config),
     )  # fmt: skip

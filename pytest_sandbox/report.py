@@ -35,7 +35,7 @@ def found(settings: Settings) -> list[str]:
     from sandbox.images import Store
 
     try:
-        giver = choose(settings.cgroups)
+        giver = choose(settings.cgroups, settings.systemd)
         limits = ", ".join(sorted(giver.controllers())) or "no limits"
         return [f"sandbox: cgroups from {giver.name} ({limits}), images in {Store.default().root}"]
     except SandboxError as error:
@@ -97,7 +97,8 @@ def _exit(pod: RunningPod, container: RunningContainer, document: dict[str, Any]
         return str(SandboxError.from_dict(document["error"]))
     oom = bool(document.get("oom_killed"))
     words = str(ContainerExited(returncode=document["returncode"], oom_killed=oom))
-    return words + (_limit(pod, container) if oom else "")
+    cause = f"; {document['cause']}" if document.get("cause") else ""
+    return words + (_limit(pod, container) if oom else "") + cause
 
 
 def _limit(pod: RunningPod, container: RunningContainer) -> str:

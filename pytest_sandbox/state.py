@@ -43,8 +43,8 @@ class State:
 
         settings = self.settings
         return attrs.evolve(
-            Options.from_environment(), engine=settings.engine, cgroups=settings.cgroups, pull=settings.pull,
-            lock=settings.lock,
+            Options.from_environment(), engine=settings.engine, cgroups=settings.cgroups, systemd=settings.systemd,
+            pull=settings.pull, lock=settings.lock,
         )  # fmt: skip
 
     def _options_for(self, pod: Pod) -> Options:

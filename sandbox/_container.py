@@ -385,7 +385,8 @@ class RunningContainer(ContainerFace):
         """The error for somebody who needed it alive."""
         return ContainerExited(
             operation=doing, container=self.name, returncode=document["returncode"],
-            oom_killed=bool(document.get("oom_killed")), logs=self.logs(tail=50),
+            oom_killed=bool(document.get("oom_killed")), cause=document.get("cause"),
+            logs=self.logs(tail=50),
         )  # fmt: skip
 
     def process_document(

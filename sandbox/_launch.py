@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import os
 import re
 import secrets
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -18,7 +20,7 @@ from sandbox.linux.users import UserDatabase
 from sandbox.models import Container, Pod, read_files
 from sandbox.oci.limits import amount
 from sandbox.probes import wants_notify
-from sandbox.shim.client import OwnShim
+from sandbox.shim.client import OwnShim, shutdown
 
 _DEFAULT_PROCESSES = 4096
 #: Members of ``linux.resources`` and who enforces them.
@@ -37,8 +39,10 @@ class Options:
 
     #: ``native``, ``crun`` or ``runc``.
     engine: str = "native"
-    #: Who gives the cgroups: ``auto``, ``cgroupfs`` or ``none``.
+    #: Who gives the cgroups: ``auto``, ``systemd``, ``cgroupfs`` or ``none``.
     cgroups: str = "auto"
+    #: The systemd manager that gives scopes: ``auto``, ``system``, ``user``, ``private`` or ``off``.
+    systemd: str = "auto"
     #: The directory of the image store; None for the user's.
     store: str | None = None
     #: When registries are asked for images of containers that do not say: ``always``, ``missing`` or ``never``.
@@ -48,12 +52,11 @@ class Options:
 
     @classmethod
     def from_environment(cls) -> Options:
-        """``SANDBOX_ENGINE``, ``_CGROUPS``, ``_STORE``, ``_PULL`` and ``_LOCK`` (a path, or ``none``)."""
-        environ = os.environ
-        lock = environ.get("SANDBOX_LOCK") or "none"
-        return cls(environ.get("SANDBOX_ENGINE") or "native", environ.get("SANDBOX_CGROUPS") or "auto",
-                   environ.get("SANDBOX_STORE") or None, environ.get("SANDBOX_PULL") or "missing",
-                   None if lock == "none" else lock)  # fmt: skip
+        """``SANDBOX_ENGINE``, ``_CGROUPS``, ``_SYSTEMD``, ``_STORE``, ``_PULL`` and ``_LOCK`` (a path, or ``none``)."""
+        given = {field.name: os.environ.get(f"SANDBOX_{field.name.upper()}") for field in attrs.fields(cls)}
+        if given["lock"] == "none":
+            del given["lock"]
+        return cls(**{name: value for name, value in given.items() if value})
 
 
 @attrs.frozen
@@ -76,7 +79,8 @@ class Preparation:
         self.pod = pod
         self.options = options
         self.id = f"{pod.name or 'pod'}-{secrets.token_hex(4)}"
-        self._giver = cgroups.choose(options.cgroups)
+        self._giver = cgroups.choose(options.cgroups, options.systemd)
+        self._settled: Callable[[], None] = lambda: None
         self._host = attrs.evolve(
             _host.facts(shim.idmap, shim.directory.space), pod_id=self.id, devices=_host.device_numbers(_devices(pod)),
         )  # fmt: skip
@@ -85,16 +89,29 @@ class Preparation:
         """The pod part of the request. Raises :class:`LimitNotEnforceable`."""
         self._check_limits()
         self.shim.directory.note_traces(self._giver.traces(self.shim.directory.id))
-        grant = self._giver.grant(self.shim.directory.id, self.id)
-        resources = oci.resources_to_oci(self.pod.resources, self._host)
+        oci_resources = oci.resources_to_oci(self.pod.resources, self._host)
+        resources = oci.to_dict(oci_resources) if oci_resources else {}
+        grant = self._giver.grant(self.shim, self.id)
+        if grant is not None and "pids" in resources:
+            resources["pids"]["limit"] += grant.processes
+        self._settled = self._giver.declare(self.shim, grant, resources, self._description())
         return {
             "id": self.id,
             "cgroup": grant.to_json() if grant else None,
-            "resources": oci.to_dict(resources) if resources else {},
+            "resources": resources,
             "best_effort": self.pod.resources.best_effort,
             "volumes": [{"name": v.name, "size": _size(v.size, self._host)} for v in self.pod.volumes] + self._shared_memory,
-            "meta": self._meta(),
+            "meta": {**self._meta(), "unit": grant.unit if grant else None},
         }
+
+    def settle(self) -> None:
+        """Wait until who keeps the cgroup knows what is in it. Raises what it refused."""
+        self._settled()
+
+    def _description(self) -> str:
+        """What systemd shows of it."""
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" (")[0]
+        return f"pod {self.id} of {test or f'process {os.getpid()}'}"
 
     @property
     def _shared_memory(self) -> list[dict[str, Any]]:
@@ -134,7 +151,7 @@ class Preparation:
                     spec["linux"].get("resources", {}).pop(member, None)
 
     def _refuse_limit(self, field: str, controller: str, value: Any, *, best_effort: bool) -> None:
-        reason = cgroups.choose(self.options.cgroups).why_not()
+        reason = self._giver.why_not()
         error = LimitNotEnforceable(
             operation="limit", object=f"{field}={value}", controller=controller, limit=f"{field}={value}",
             detail=f"the cgroup controller `{controller}` is not available here",
@@ -254,3 +271,10 @@ def start_error(error: SandboxError, container: str) -> SandboxError:
     """Say which container it was about."""
     error.container = error.container or container
     return error
+
+
+@atexit.register
+def _end() -> None:
+    """The shim first: what gave its pods their cgroups is needed until then."""
+    shutdown()
+    cgroups.close()

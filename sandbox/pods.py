@@ -9,6 +9,7 @@ from socket import AF_INET, AF_INET6, SOCK_STREAM, socket as Socket  # noqa: N81
 from types import TracebackType
 from typing import Any, Self
 
+from sandbox import cgroups
 from sandbox._container import ContainerFace, RunningContainer, split_command
 from sandbox._launch import Options, Preparation, Prepared, start_error
 from sandbox._output import LogRecord, Stats
@@ -157,17 +158,24 @@ def start(
     :raises ReadinessTimeout: it did not become ready in time
     :raises ContainerExited: it ended before it was ready
     """
-    shim = own_shim()
-    preparation = Preparation(shim, as_pod(subject, **fields), options or Options.from_environment())
+    preparation = _preparation(as_pod(subject, **fields), options)
     prepared = [_prepare(preparation, container) for container in preparation.pod.containers]
+    shim = preparation.shim
     shim.call("pod.create", pod=preparation.pod_document())
     pod = RunningPod(shim, preparation.id, preparation.pod)
     try:
         start_all(pod, prepared)
+        preparation.settle()
     except BaseException:
         pod.close()
         raise
     return pod
+
+
+def _preparation(pod: Pod, options: Options | None) -> Preparation:
+    options = options or Options.from_environment()
+    cgroups.ahead(options.cgroups, options.systemd)
+    return Preparation(own_shim(), pod, options)
 
 
 def _prepare(preparation: Preparation, container: Container) -> Prepared:
@@ -190,8 +198,8 @@ def run(
     """
     if command is not None:
         fields["command"] = split_command(command)
-    shim = own_shim()
-    preparation = Preparation(shim, as_pod(**fields), options or Options.from_environment())
+    preparation = _preparation(as_pod(**fields), options)
+    shim = preparation.shim
     prepared = _prepare(preparation, preparation.pod.containers[0])
     message = {**prepared.message, "pod": preparation.pod_document(), "stdio": "fds", "wait": True, "remove": True}
     streams = Streams(PIPE if input is not None else stdin, stdout, stderr, text=text)
@@ -206,6 +214,7 @@ def run(
     with conversation, contextlib.closing(streams):
         try:
             process = Process(args, conversation, streams, _no_signals)
+            preparation.settle()
             out, err = process.communicate(input, timeout)
         except TimeoutExpired:
             with contextlib.suppress(PodStateError):

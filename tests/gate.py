@@ -31,6 +31,9 @@ Probe = Callable[[], str | None]
 #: Where Debian's golang-github-opencontainers-specs-dev puts the official JSON schemas.
 SCHEMAS = Path("/usr/share/gocode/src/github.com/opencontainers")
 
+#: The Python that packages of the distribution are for.
+DISTRIBUTION_PYTHON = "/usr/bin/python3"
+
 PROBES: dict[str, Probe] = {}
 
 
@@ -333,6 +336,25 @@ def _python() -> str | None:
     return _program("/usr/bin/python3", "-c", "import sys; sys.exit(sys.version_info < (3, 9))")
 
 
+@probe("pydbus")
+def _pydbus() -> str | None:
+    """python3-pydbus, for the Python that it comes for."""
+    return _program(DISTRIBUTION_PYTHON, "-c", "import gi, pydbus")
+
+
+@probe("systemd.private")
+def _private_manager() -> str | None:
+    """A private manager that starts."""
+    from sandbox_systemd import managers
+    from sandbox_systemd.errors import SystemdError
+
+    try:
+        managers.private().close()
+    except SystemdError as error:
+        return f"no private manager: {error.cause or error.detail}"
+    return None
+
+
 @probe("systemd.booted")
 def _booted() -> str | None:
     """sd_booted(3): systemd is the machine's PID 1."""
@@ -427,6 +449,7 @@ EXPECTED_IN_CI: dict[str, tuple[Callable[[], bool], str]] = {
     "rootless": (_is_root, "the suite runs as an ordinary user as well"),
     "idmap": (lambda: not _is_root(), "only root may make idmapped mounts; the suite runs as root as well"),
     "cgroup2": (_without_delegation, "nobody delegates a cgroup to the throw-away user"),
+    "systemd.private": (lambda: not _is_root(), "only root has a cgroup to put one in; the suite runs as root as well"),
     "systemd.system": (lambda: not _is_root(), "only root may boot one; the suite runs as root as well"),
     "systemd.scopes": (_not_in_uml, "CI machines lack systemd as PID 1; the User-mode Linux machine has it"),
     "systemd.manager": (_without_delegation, "nobody delegates a cgroup to the throw-away user"),

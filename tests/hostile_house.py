@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from programs import is_holder
+
 from sandbox import cgroups
 from sandbox.linux.idmap import is_privileged
 from sandbox.shim.client import OwnShim, own_shim
@@ -40,7 +42,7 @@ class House:
 
     def pod(self, **fields: Any) -> Spec:
         name = f"hostile-{next(_numbers)}"
-        grant = self._giver.grant(self.shim.directory.id, name)
+        grant = self._giver.grant(self.shim, name)
         return {"id": name, "cgroup": grant.to_json() if grant else None, **fields}
 
     def rootfs(self, **fields: Any) -> Spec:
@@ -108,6 +110,8 @@ def _family(pid: int) -> Iterator[str]:
         name = Path(f"/proc/{pid}/comm").read_text().strip()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except (FileNotFoundError, ProcessLookupError):
+        return
+    if is_holder(pid):
         return
     yield f"{name} ({pid})"
     for child in children:

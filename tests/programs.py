@@ -1,4 +1,4 @@
-"""Programs to run in containers, written in the host's Python."""
+"""Programs: to run in containers, written in the host's Python; and what programs of ours look like."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 #: A program of the host; what runs the tests may lie in a home, which containers do not see.
 PYTHON = "/usr/bin/python3"
@@ -35,3 +36,11 @@ def _slowness() -> float:
     start = time.monotonic()
     subprocess.run([sys.executable, "-I", "-S", "-c", ""], check=True)
     return max(1.0, (time.monotonic() - start) / 0.02)
+
+
+def is_holder(pid: int) -> bool:
+    """True for the program that holds a systemd scope, of a pod or of one that is made ahead (sandbox.shim.holders)."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\0002147483647\0"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -45,6 +45,8 @@ PACKAGES = {
     "openssl": "openssl: certificates and tokens for the registries of the tests",
     "podman": "podman",
     "postgresql": "postgres",
+    "python3-gi": "pydbus",
+    "python3-pydbus": "pydbus",
     "python3-venv": "ensurepip",
     "redis-server": "redis",
     "runc": "runc",

@@ -1,10 +1,31 @@
-"""What a giver gives."""
+"""What a giver gives, and what it needs for that."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
+
+if TYPE_CHECKING:
+    from sandbox.shim.client import Conversation
+
+
+class ShimClient(Protocol):
+    """The shim that a cgroup is for: :class:`sandbox.shim.client.OwnShim`."""
+
+    @property
+    def id(self) -> str:
+        """Unique on this machine."""
+        ...
+
+    def ask(self, op: str, fields: Mapping[str, Any], fds: Sequence[int] = ()) -> Conversation:
+        """Send a request."""
+        ...
+
+    def call(self, op: str, **fields: Any) -> dict[str, Any]:
+        """One request, one answer."""
+        ...
 
 
 @attrs.frozen
@@ -17,6 +38,10 @@ class Grant:
     v1: dict[str, str] = attrs.field(factory=dict)
     #: Version 2 controllers that the pod may hand on.
     controllers: frozenset[str] = frozenset()
+    #: The systemd unit that it is.
+    unit: str | None = None
+    #: Processes of ours in the version 2 directory, which a limit on processes counts as well.
+    processes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """For the request to the shim."""

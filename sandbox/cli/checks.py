@@ -94,7 +94,7 @@ def all_checks() -> Iterator[Check]:
     yield from cgroups()
     yield libseccomp()
     yield from programs()
-    yield systemd()
+    yield dbus()
     yield store()
 
 
@@ -222,6 +222,10 @@ def idmapped_mounts() -> Check:
     return Check("idmapped mounts", True, gives, f"of {place}")
 
 
+_GIVER_REMEDIES = {
+    "systemd": "install systemd; others than root: log in through logind, or loginctl enable-linger",
+    "cgroupfs": "run as root, or in a delegated cgroup: systemd-run --user --scope -p Delegate=yes …",
+}
 _LIMITS = {"memory": "memory", "pids": "processes", "cpu": "CPU time", "io": "I/O"}
 
 
@@ -240,8 +244,8 @@ def cgroups() -> Iterator[Check]:
             continue
         able |= set(facts["controllers"])
         yield Check(f"cgroups: {name}", facts["why_not"] is None, "limits, freezing, usage",
-                    facts["why_not"] or (", ".join(facts["controllers"]) or "no controllers"),
-                    "run as root, or in a delegated cgroup: systemd-run --user --scope -p Delegate=yes …")  # fmt: skip
+                    facts["why_not"] or f"{', '.join(facts['controllers']) or 'no controllers'}: {facts['what']}",
+                    _GIVER_REMEDIES[name])  # fmt: skip
     missing = [text for name, text in _LIMITS.items() if name not in able]
     yield Check("limits", not missing, "the limits of Resources",
                 f"none for {', '.join(missing)}" if missing else ", ".join(_LIMITS.values()),
@@ -294,16 +298,15 @@ def _version(program: str) -> str:
     return done.stdout.partition("\n")[0].replace(" version ", " ") or program
 
 
-def systemd() -> Check:
-    """sd_booted(3), and the user's own manager."""
-    gives = "limits without root, in scopes of its own"
-    booted = os.path.isdir("/run/systemd/system")
-    bus = "/run/dbus/system_bus_socket" if os.geteuid() == 0 else f"{os.environ.get('XDG_RUNTIME_DIR', '')}/bus"
-    if not booted:
-        return Check("systemd", False, gives, "the machine was not booted with it",
-                     "none needed as root; others go without limits")
-    return Check("systemd", os.path.exists(bus), gives, "running" if os.path.exists(bus) else f"no bus at {bus}",
-                 "log in with pam_systemd, or loginctl enable-linger")  # fmt: skip
+def dbus() -> Check:
+    """Looks for the libraries."""
+    from sandbox_systemd.bus import available_bindings
+
+    found = available_bindings()
+    usable = [name for name, missing in found.items() if missing is None]
+    return Check("D-Bus", bool(usable), "scopes and services of systemd",
+                 f"by {usable[0]}" if usable else "; ".join(filter(None, found.values())),
+                 "pip install jeepney, or apt install python3-pydbus")  # fmt: skip
 
 
 def store() -> Check:

@@ -56,6 +56,7 @@ def _rows(pod: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "returncode": end.get("returncode"), "restarts": container["restarts"], "created": pod["created"],
             "started": container["started"], "command": container["args"], "test": meta.get("test"),
             "client": meta.get("client"), "labels": meta.get("labels") or {}, "cgroups": meta.get("cgroups"),
+            "unit": meta.get("unit"),
             "engine": meta.get("engine"),
         }  # fmt: skip
 

@@ -28,6 +28,7 @@ COMMAND = Command(
         *OPTIONS,
         Option("engine", "Choose `native`, `crun` or `runc`", "", "NAME"),
         Option("cgroups", "Choose who gives cgroups, or `none`", "", "NAME"),
+        Option("systemd", "Choose the manager for scopes, or `off`", "", "NAME"),
     ),
     (
         ("sandbox run host id", "this machine's programs, without its data"),
@@ -101,7 +102,7 @@ def _options(given: Given) -> Options:
 
     if given["engine"] not in {None, *_ENGINES}:
         raise UsageError(f"--engine={given['engine']}: expected {', '.join(_ENGINES)}")
-    changes = {name: given[name] for name in ("engine", "cgroups") if given[name]}
+    changes = {name: given[name] for name in ("engine", "cgroups", "systemd") if given[name]}
     return attrs.evolve(Options.from_environment(), **changes)
 
 

@@ -180,6 +180,17 @@ class Cgroup:
             return False
         return True
 
+    def remove_children(self) -> None:
+        """Kill what is left in its version 2 directory, and remove what is below it; it stays itself."""
+        self.kill()
+        try:
+            entries = list(os.scandir(self.v2)) if self.v2 else []
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _remove_tree(entry.path)
+
     def remove(self) -> None:
         """Kill what is left and remove the directories with everything below; returns when they are gone."""
         self.kill()

@@ -14,6 +14,10 @@ import os
 import stat
 from collections.abc import Iterator
 
+from sandbox.linux import constants as c, syscalls
+from sandbox.linux.errors import KernelError
+from sandbox.linux.mounts import bind, mount_table
+
 from .rootfs import Overlay, Rootfs
 
 #: Trees of the host that a container sees, with how many levels of directories it can write to.
@@ -37,16 +41,17 @@ _COPY_LIMIT = 256 * 1024
 def build(skeleton: str, owner: tuple[int, int]) -> Rootfs:
     """Make the second layer below ``skeleton`` (an empty directory), owned by ``owner``, and describe the root."""
     entries: list[tuple[str, int | str]] = [*_EMPTY, *_LINKS]
-    overlays = []
+    overlays: list[Overlay] = []
+    covered = {mount.target for mount in mount_table()}
     for tree, depth in _TREES.items():
         if _is_directory(tree):
-            overlays.append(_overlay(tree, depth, skeleton, owner))
+            overlays += _overlays(tree, depth, skeleton, owner, covered)
             entries.append((tree, 0o755))
     for tree in _PROGRAM_TREES:
         if os.path.islink(tree):
             entries.append((tree, os.readlink(tree)))
         elif _is_directory(tree):
-            overlays.append(_overlay(tree, 1, skeleton, owner))
+            overlays += _overlays(tree, 1, skeleton, owner, covered)
             entries.append((tree, 0o755))
     return Rootfs(tuple(overlays), idmap=False, size=None, skeleton=tuple(entries))
 
@@ -72,7 +77,51 @@ def _is_directory(path: str) -> bool:
     return os.path.isdir(path) and not os.path.islink(path)
 
 
-def _overlay(tree: str, depth: int, skeleton: str, owner: tuple[int, int]) -> Overlay:
+def _overlays(
+    tree: str, depth: int, skeleton: str, owner: tuple[int, int], covered: set[str]
+) -> Iterator[Overlay]:  # fmt: skip
+    """The overlay of a tree; of its parts, if other things are mounted in it.
+
+    To a new user namespace what is mounted on a directory is locked, so that nobody looks below it, and overlayfs takes no
+    layer with such mounts in it. Docker binds files into /etc, podman directories into /var/lib.
+    """
+    layer = _layer(tree, depth, skeleton, owner)
+    if not _mounts_in(tree, covered):
+        yield Overlay(tree, (tree, layer))
+        return
+    bare = f"{layer}:bare"
+    os.mkdir(bare)
+    try:
+        bind(tree, bare, c.MS_BIND)  # without what is mounted in it
+        syscalls.mount(None, bare, None, c.MS_PRIVATE)
+    except KernelError:
+        os.rmdir(bare)
+        yield Overlay(tree, (layer,))
+        yield from _parts(tree, layer, covered)
+        return
+    yield Overlay(tree, (bare, layer))
+
+
+def _mounts_in(tree: str, covered: set[str]) -> bool:
+    return any(target.startswith(f"{tree}/") for target in covered)
+
+
+def _parts(tree: str, layer: str, covered: set[str]) -> Iterator[Overlay]:
+    """Overlays of the directories below ``tree`` that the second layer has, as far as nothing is mounted in them.
+
+    For an ordinary user, who cannot have the tree without what is mounted in it: to him that is locked as well.
+    """
+    for name in sorted(os.listdir(layer)):
+        part, below = f"{tree}/{name}", f"{layer}/{name}"
+        if part in covered or not _is_directory(below) or not _is_directory(part):
+            continue
+        if _mounts_in(part, covered):
+            yield from _parts(part, below, covered)
+        else:
+            yield Overlay(part, (part, below))
+
+
+def _layer(tree: str, depth: int, skeleton: str, owner: tuple[int, int]) -> str:
     layer = f"{skeleton}/{tree.strip('/').replace('/', '-')}"
     _make_directory(layer, 0o755, owner)
     for directory, entry in _walk(tree, "", depth):
@@ -81,7 +130,7 @@ def _overlay(tree: str, depth: int, skeleton: str, owner: tuple[int, int]) -> Ov
             _make_directory(target, stat.S_IMODE(entry.stat(follow_symlinks=False).st_mode), owner)
         elif tree == "/etc":
             _copy_file(entry, target, owner)
-    return Overlay(tree, (tree, layer))
+    return layer
 
 
 def _walk(tree: str, below: str, depth: int) -> Iterator[tuple[str, os.DirEntry[str]]]:

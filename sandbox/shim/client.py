@@ -72,6 +72,8 @@ class Shim:
     def __init__(self, control: socket.socket, directory: RuntimeDirectory) -> None:
         self._control = control
         self.directory = directory
+        #: Unique on this machine.
+        self.id = directory.id
         #: seccomp filters that the shim has been sent, by digest.
         self.known_filters: set[str] = set()
 

@@ -85,7 +85,8 @@ class Launcher:
         container.namespaces = launch.namespaces
         if container.engine == "native" and pod.namespaces is None:
             self._world.spares.learn(
-                container.plan, container.name, pod.cgroup.v2 if pod.cgroup else None, pod.controllers, pod.plain_v1
+                container.plan, container.name, pod.cgroup.v2 if pod.cgroup else None, pod.controllers, pod.plain_v1,
+                held=pod.held,
             )  # fmt: skip
         pod.adopt_namespaces(launch.namespaces)
         for read_end, stream in container.pending_logs:
@@ -184,7 +185,7 @@ class Launcher:
         if child.failure is not None or (container.state == "creating" and not container.restarts):
             self._failed(pod, container, starter, child.failure or _vanished(child))
             return
-        self._collect(container, child)
+        self._collect(pod, container, child)
         if self._may_restart(container, child.returncode or 0):
             container.state = "creating"
             container.restarts += 1
@@ -212,7 +213,8 @@ class Launcher:
         for callback in callbacks:
             callback()
 
-    def _collect(self, container: Container, child: Child) -> None:
+    @staticmethod
+    def _collect(pod: Pod, container: Container, child: Child) -> None:
         usage: dict[str, float] = dict(child.usage)
         kills = 0
         if container.cgroup is not None:
@@ -220,7 +222,7 @@ class Launcher:
             kills = container.cgroup.oom_kills()
         container.exit = {
             "event": "exited", "returncode": child.returncode, "started": child.started, "finished": child.finished,
-            "usage": usage, "oom_killed": kills > 0, "oom_kills": kills, "restarts": container.restarts,
+            "usage": usage, "oom_killed": kills > 0, "oom_kills": kills, "restarts": container.restarts, "cause": pod.revoked,
         }  # fmt: skip
 
     @staticmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import select
 import signal
 import socket
 import sys
@@ -37,6 +38,8 @@ class Order(NamedTuple):
     controllers: set[str]
     #: Version 1 directories of the container, by controller.
     v1: dict[str, str]
+    #: The scope is there already, and is not ours to remove.
+    held: bool = False
 
     @property
     def cgroup(self) -> Cgroup | None:
@@ -74,12 +77,26 @@ class Nursery:
             if self._process[0] == 0:
                 self._socket.close()
                 _serve(theirs, self._scratch, self._idmap)
+        self._socket.setblocking(False)
         self._loop.watch(self._socket.fileno(), self._heard)
 
+    def works_in(self, scope: str | None) -> bool:
+        """True if a spare is being made in this scope."""
+        return self._order is not None and scope is not None and self._order.scope == scope
+
+    def finish(self) -> None:
+        """Wait until it is made: milliseconds."""
+        if self._socket is not None:
+            select.select([self._socket], [], [])
+            self._heard(0)
+
     def _heard(self, _events: int) -> None:
-        assert self._socket is not None
+        if self._socket is None:
+            return
         try:
             message, fds, _, _ = socket.recv_fds(self._socket, _MESSAGE, _MOST_FDS)
+        except BlockingIOError:
+            return  # it has been fetched already, by :meth:`finish`
         except ConnectionResetError:
             message, fds = b"", []  # it died before it had read the order
         order, self._order = self._order, None
@@ -154,7 +171,7 @@ def _answer(shim: socket.socket, order: Order, scratch: str, idmap: IdMap) -> No
 
 
 def _make(order: Order, scratch: str, idmap: IdMap) -> spares.Spare:
-    if order.scope is not None:
+    if order.scope is not None and not order.held:
         scope = Cgroup(order.scope)
         scope.create()
         scope.enable(order.controllers)
@@ -175,8 +192,8 @@ def make_cgroups(order: Order) -> Cgroup | None:
 
 
 def remove_cgroups(order: Order) -> None:
-    """What :func:`make_cgroups` made, and the scope."""
+    """What :func:`make_cgroups` made, and the scope if it is ours."""
     if order.cgroup is not None:
         order.cgroup.remove()
-    if order.scope is not None:
+    if order.scope is not None and not order.held:
         Cgroup(order.scope).remove()

@@ -21,6 +21,7 @@ from sandbox.runtime.native import POD_NAMESPACES
 from sandbox.runtime.process import Surroundings
 
 from .container import Container
+from .holders import Holder, Holders, reason_of
 from .loop import Loop
 from .spares import Reserve, Spares
 
@@ -48,6 +49,7 @@ class World:
             may_set_groups = file.read().strip() == "allow"
         self.surroundings = Surroundings(may_set_groups, soft_files)
         self.spares = Spares(loop, space, idmap)
+        self.holders = Holders(loop, self.spares.place)
         self._host_root: roots.Rootfs | None = None
 
     def rootfs(self, document: Mapping[str, Any]) -> roots.Rootfs:
@@ -93,14 +95,54 @@ class Pod:
         self.helpers: list[tuple[int, int]] = []
         self._world = world
         self._volumes: list[str] = []
-        self.reserve: Reserve | None = world.spares.take(document.get("cgroup"))
-        self.cgroup = self._make_cgroup(document.get("cgroup"), document.get("resources") or {})
+        #: Why it was ended by somebody else.
+        self.revoked: str | None = None
+        self._holder = self._take_holder(document.get("cgroup") or {})
+        self.reserve: Reserve | None = world.spares.take(document.get("cgroup"), held=self._holder is not None)
+        try:
+            self.cgroup = self._make_cgroup(document.get("cgroup"), document.get("resources") or {})
+        except BaseException:
+            self._release_holder()
+            raise
         try:
             for volume in document.get("volumes") or ():
                 self._make_volume(volume)
         except BaseException:
             self.release()
             raise
+
+    def _take_holder(self, grant: Mapping[str, Any]) -> Holder | None:
+        holder = self._world.holders.take(grant.get("v2"))
+        if holder is not None:
+            holder.when_killed = self._revoke
+        return holder
+
+    def _release_holder(self) -> None:
+        if self._holder is not None:
+            self._holder.release()
+            self._holder = None
+
+    def _revoke(self, signal_number: int) -> None:
+        """The scope goes with its holder, so everything in it has to go as well."""
+        if not self.removing:
+            oom = self.cgroup is not None and self.cgroup.oom_kills() > 0
+            self.revoked = "out of memory at the limit of the pod" if oom else reason_of(signal_number)
+            for container in self.containers.values():
+                container.stopping = True
+                container.kill()
+
+    def _remove_cgroup(self) -> None:
+        """Systemd notices that a scope is empty by its cgroup.events, and removes it; it misses what goes too soon."""
+        held = self.held
+        self._release_holder()
+        if self.cgroup is None:
+            return
+        if not held:
+            if not self.cgroup.remove_empty():
+                self.cgroup.remove()
+            return
+        Cgroup(None, self.cgroup.v1).remove()
+        self.cgroup.remove_children()
 
     def _make_cgroup(self, grant: Mapping[str, Any] | None, resources: Mapping[str, Any]) -> Cgroup | None:
         self._controllers: set[str] = set()
@@ -167,6 +209,11 @@ class Pod:
     def plain_v1(self) -> dict[str, str]:
         """Where a pod without limits of its own has its version 1 directories: those that every container gets."""
         return {name: path for name, path in self._v1.items() if name in _COUNTERS}
+
+    @property
+    def held(self) -> bool:
+        """True if its cgroup is a systemd scope."""
+        return self._holder is not None
 
     @property
     def controllers(self) -> set[str]:
@@ -241,8 +288,7 @@ class Pod:
             os.rmdir(os.path.dirname(self._volumes[0]))
             os.rmdir(f"{self._world.space}/pods/{self.id}")
             self._volumes.clear()
-        if self.cgroup is not None and not self.cgroup.remove_empty():
-            self.cgroup.remove()
+        self._remove_cgroup()
 
 
 def _limited(resources: Mapping[str, Any]) -> set[str]:

@@ -54,11 +54,15 @@ class Pods:
             "container.spec": self._spec,
             "container.exec": self._exec,
             "exec.signal": self._exec_signal,
+            "scope.hold": self._world.holders.hold,
+            "scope.place": self._world.holders.place,
+            "scope.drop": self._world.holders.drop,
         }
 
     def close_all(self, done: Callable[[], None]) -> None:
         """Remove every pod, then call ``done``."""
         self._world.spares.close()
+        self._world.holders.close()
         for pod in list(self._pods.values()):
             self._take_down(pod, lambda: None if self._pods else done())
         if not self._pods:
@@ -94,7 +98,8 @@ class Pods:
     def _running(self, message: Message) -> Container:
         container = self._container(message)
         if container.state != "running":
-            raise Failure("PodStateError", operation=str(message["op"]), object=container.name, state=container.state)
+            raise Failure("PodStateError", operation=str(message["op"]), object=container.name, state=container.state,
+                          cause=self._pod(message).revoked)  # fmt: skip
         return container
 
     def _remove(self, message: Message, _fds: list[int], answers: Answers) -> None:

@@ -28,6 +28,8 @@ class Reserve:
         self.scope = order.scope
         #: The container's cgroup; the init is in its leaf ``main``.
         self.cgroup = order.cgroup
+        #: The scope is systemd's, and stays if the spare is dropped.
+        self.held = order.held
         self._order = order
 
     def discard(self) -> None:
@@ -49,7 +51,11 @@ def remove_cgroup(cgroup: Cgroup) -> None:
 
 
 class Spares:
-    """At most one reserve at a time; the nursery makes it."""
+    """At most one reserve at a time; the nursery makes it.
+
+    Where pods are held in systemd scopes, a reserve is made in a scope that has been placed and not taken yet; elsewhere
+    in a directory beside the last pod's.
+    """
 
     def __init__(self, loop: Loop, space: str, idmap: IdMap) -> None:
         self._loop = loop
@@ -58,31 +64,57 @@ class Spares:
         self._starts = 0
         self._number = 0
         self._pending = False
+        self._places: list[str] = []
+        #: What the next reserve in a scope is to be like: all but the scope.
+        self._wish: Order | None = None
 
-    def take(self, grant: Mapping[str, Any] | None) -> Reserve | None:
-        """The reserve, if its cgroup lies where ``grant`` wants the pod's."""
+    def take(self, grant: Mapping[str, Any] | None, *, held: bool = False) -> Reserve | None:
+        """The reserve, if its cgroup lies where ``grant`` wants the pod's; ``held``: in that very scope."""
+        wanted = (grant or {}).get("v2")
+        if held and self._nursery.works_in(wanted):
+            self._nursery.finish()  # or two would make the same container's directories
+        if wanted in self._places:
+            self._places.remove(wanted)
         reserve, self._ready = self._ready, None
         if reserve is None:
             return None
-        wanted = (grant or {}).get("v2")
-        if os.path.dirname(wanted or "") == os.path.dirname(reserve.scope or "") and reserve.spare.alive:
+        if held or reserve.held:
+            here = wanted == reserve.scope
+        else:
+            here = os.path.dirname(wanted or "") == os.path.dirname(reserve.scope or "")
+        if here and reserve.spare.alive:
             return reserve
         reserve.drop()
         return None
 
     def learn(
-        self, plan: Plan, container: str, scope: str | None, controllers: set[str], v1: Mapping[str, str]
+        self, plan: Plan, container: str, scope: str | None, controllers: set[str], v1: Mapping[str, str], *, held: bool
     ) -> None:  # fmt: skip
         """A pod's first container was started like this; the next may be alike. ``v1``: where pods get directories."""
         self._starts += 1
         if self._starts < _STARTS_BEFORE or self._ready is not None or self._pending:
             return
+        if held:
+            self._wish = Order(spares.template(plan), container, None, controllers, dict(v1), held=True)
+            self._make_in_place()
+            return
         self._number += 1
         name = f"sandbox-spare{self._number}.scope"
         path = f"{os.path.dirname(scope)}/{name}" if scope else None
-        directories = {controller: f"{os.path.dirname(pod)}/{name}:{container}" for controller, pod in v1.items()}
-        order = Order(spares.template(plan), container, path, controllers, directories)
+        order = Order(spares.template(plan), container, path, controllers, _beside(v1, name, container))
         self._pending = self._nursery.ask(order)
+
+    def place(self, scope: str) -> None:
+        """There is a scope for the next pod."""
+        self._places.append(scope)
+        self._make_in_place()
+
+    def _make_in_place(self) -> None:
+        if self._wish is None or not self._places or self._ready is not None or self._pending:
+            return
+        scope, wish, self._wish = self._places.pop(0), self._wish, None
+        v1 = _beside(wish.v1, os.path.basename(scope), wish.container)
+        self._pending = self._nursery.ask(wish._replace(scope=scope, v1=v1))
 
     def _made(self, order: Order, spare: spares.Spare | None) -> None:
         self._pending = False
@@ -97,3 +129,8 @@ class Spares:
         if self._ready is not None:
             self._ready.drop()
             self._ready = None
+
+
+def _beside(v1: Mapping[str, str], name: str, container: str) -> dict[str, str]:
+    """The version 1 directories of ``container`` in the pod ``name``, a neighbour of the pod that ``v1`` is of."""
+    return {controller: f"{os.path.dirname(pod)}/{name}:{container}" for controller, pod in v1.items()}

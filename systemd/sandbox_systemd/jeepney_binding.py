@@ -116,7 +116,7 @@ class JeepneyBus:
                     raise errors.ConnectionLost(self._lost, operation="talk to", object=self._name)
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    raise errors.BusTimeout(f"no answer within {timeout:g} s", operation="wait for", object=self._name)
+                    raise errors.BusTimeout(f"no answer within {timeout:g} s")
                 if self._being_read:
                     self._news.wait(left)
                 else:
@@ -133,10 +133,8 @@ class JeepneyBus:
             poller = select.poll()
             poller.register(self._socket, select.POLLIN)
             if poller.poll(None if timeout is None else timeout * 1000):
-                data, fds, _, _ = socket.recv_fds(self._socket, _CHUNK, _MOST_FDS, socket.MSG_DONTWAIT)
+                data, fds, _, _ = socket.recv_fds(self._socket, _CHUNK, _MOST_FDS)
                 failure = None if data else "the other end closed the connection"
-        except BlockingIOError:
-            pass
         except (OSError, ValueError) as error:
             failure = str(error)
         finally:
@@ -217,7 +215,7 @@ class _Pending:
             message = self._bus.wait_for(lambda: self._bus.take_reply(self._serial), timeout)
         except errors.BusTimeout as error:
             self._bus._forget(self._serial)  # noqa: SLF001 - its own call
-            error.object = self._what
+            error.detail = f"no answer to {self._what} within {timeout:g} s"
             raise
         values = values_of(message)
         if message.header.message_type is MessageType.error:

@@ -174,7 +174,7 @@ def _environment(order: dict[str, Any]) -> dict[str, str]:
     directory = order["directory"]
     return {name: os.environ[name] for name in kept if name in os.environ} | {
         "XDG_RUNTIME_DIR": directory, "NOTIFY_SOCKET": f"{directory}/notify",
-        "SYSTEMD_UNIT_PATH": f"{directory}/units", "SYSTEMD_LOG_TARGET": "console",
+        "SYSTEMD_UNIT_PATH": f"{directory}/systemd/transient:{directory}/units", "SYSTEMD_LOG_TARGET": "console",
         "SYSTEMD_GENERATOR_PATH": f"{directory}/none", "SYSTEMD_ENVIRONMENT_GENERATOR_PATH": f"{directory}/none",
     }  # fmt: skip
 

@@ -6,7 +6,6 @@ ends with the process that started it, also after ``kill -9``; see :mod:`.keeper
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import os
@@ -84,7 +83,6 @@ class PrivateManager:
             theirs.close()
             os.close(own)
             os.close(lock)
-        atexit.register(self.close)
         self._await()
 
     def _make_directory(self, hidden: str, cgroup: str) -> int:
@@ -139,7 +137,6 @@ class PrivateManager:
         keeper.clean_up(self.directory)
         os.close(self._log)
         self._log = -1
-        atexit.unregister(self.close)
 
 
 def sweep() -> None:

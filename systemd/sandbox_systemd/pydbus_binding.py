@@ -22,6 +22,8 @@ from gi.repository import GLib  # isort: skip - pydbus chooses the versions
 T = TypeVar("T")
 #: GLib waits for ever; we have time-outs of our own.
 _FOR_EVER = 2147483647
+#: Seconds in which somebody who listens has to let us in.
+_AUTHENTICATION = 2.0
 
 
 class PydbusBus:
@@ -36,12 +38,20 @@ class PydbusBus:
         self._ids: dict[Subscription, int] = {}
         self._context = GLib.MainContext.new()
         self._loop = GLib.MainLoop.new(self._context, False)
-        self._connection = _connected(address)
-        # By default GLib ends the process when the bus goes away.
-        self._connection.set_exit_on_close(False)
         self._thread = threading.Thread(target=self._serve, name="sandbox-dbus", daemon=True)
         self._thread.start()
-        self._in_loop(lambda: self._connection.connect("closed", self._closed))
+        try:
+            # In that thread, because a connection tells its end where it was made.
+            self._connection = self._in_loop(lambda: self._connected_here(address))
+        except BaseException:
+            self._loop.quit()
+            raise
+
+    def _connected_here(self, address: Address) -> Any:
+        connection = _connected(address)
+        connection.set_exit_on_close(False)  # by default GLib ends the process when the bus goes away
+        connection.connect("closed", self._closed)
+        return connection
 
     def _serve(self) -> None:
         self._context.push_thread_default()
@@ -131,7 +141,7 @@ class PydbusBus:
                     raise errors.ConnectionLost(self._lost, operation="talk to", object=self._name)
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    raise errors.BusTimeout(f"no answer within {timeout:g} s", operation="wait for", object=self._name)
+                    raise errors.BusTimeout(f"no answer within {timeout:g} s")
                 self._news.wait(left)
         return found
 
@@ -181,7 +191,7 @@ class _Pending:
         try:
             outcome: Any = self._bus.wait_for(lambda: self._outcome, timeout)
         except errors.BusTimeout as error:
-            error.object = self._what
+            error.detail = f"no answer to {self._what} within {timeout:g} s"
             raise
         if not isinstance(outcome, tuple):
             raise outcome
@@ -255,9 +265,18 @@ def _connected(address: Address) -> Any:
     flags = Gio.DBusConnectionFlags.AUTHENTICATION_CLIENT
     if address.message_bus:
         flags |= Gio.DBusConnectionFlags.MESSAGE_BUS_CONNECTION
+    patience = Gio.Cancellable.new()
+    timer = threading.Timer(_AUTHENTICATION, patience.cancel)
+    timer.start()
     try:
-        return Gio.DBusConnection.new_for_address_sync(text, flags, None, None)
+        return Gio.DBusConnection.new_for_address_sync(text, flags, None, patience)
     except GLib.Error as error:
+        if patience.is_cancelled():
+            raise errors.BusTimeout(
+                f"no answer within {_AUTHENTICATION:g} s", operation="connect to", object=name
+            ) from None  # fmt: skip
         if error.matches(Gio.io_error_quark(), Gio.IOErrorEnum.PERMISSION_DENIED):
             raise errors.AccessDenied(error.message, operation="connect to", object=name) from None
         raise errors.NoBus("nobody listens there", operation="connect to", object=name, cause=error.message) from None
+    finally:
+        timer.cancel()

@@ -47,7 +47,8 @@ ARROWS: dict[str, set[str]] = {
         "attrs", "isal", "sandbox._version", "sandbox.errors", "sandbox.linux", "sandbox.oci", "zstandard"
     },
     "sandbox.build": {"attrs", "sandbox"},
-    "sandbox.cgroups": {"attrs", "sandbox.errors", "sandbox.linux", "sandbox_systemd"},
+    "sandbox.systemd_errors": {"sandbox.errors", "sandbox_systemd"},
+    "sandbox.cgroups": {"attrs", "sandbox.errors", "sandbox.linux", "sandbox.systemd_errors", "sandbox_systemd"},
     "sandbox_systemd": {"attrs", "gi", "jeepney", "pydbus"},
     "sandbox_systemd.keeper": set(),
     "sandbox.network": {"attrs", "sandbox.errors", "sandbox.linux"},

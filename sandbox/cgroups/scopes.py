@@ -1,0 +1,175 @@
+"""Transient scopes for the pods of one shim, one of them ready before it is asked for.
+
+Making a scope takes systemd a few milliseconds, most of them for moving a process into it. So as soon as pods follow one
+another, a thread has the next scope made while the last pod is in use.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from sandbox_systemd.bus import Pending, Variant
+from sandbox_systemd.errors import SystemdError
+
+from sandbox.errors import SandboxError
+
+from .grant import ShimClient
+
+if TYPE_CHECKING:
+    from sandbox_systemd.manager import Manager, Property
+
+#: Where all pods are: limits for all of them together can be set there (sandbox.slice).
+SLICE = "sandbox.slice"
+#: What systemd shows beside the description.
+_DOCUMENTATION = "https://pypi.org/project/pytest-sandbox/"
+#: Whatever happens to us, systemd ends a pod after a day.
+_RUNTIME_MAX_USEC = 24 * 3600 * 1_000_000
+#: Who stops a scope from outside does not wait longer than this for programs that ignore SIGTERM.
+_STOP_USEC = 5_000_000
+#: The second pod tells that a third may come.
+_STARTS_BEFORE = 2
+
+
+class Scope(NamedTuple):
+    """A scope in systemd, delegated, with a holder in it and ready for a pod."""
+
+    unit: str
+    #: Its cgroup2 directory.
+    path: str
+
+
+class Scopes:
+    """The scopes of one shim."""
+
+    def __init__(self, manager: Manager, mount: str, controllers: frozenset[str], shim: ShimClient) -> None:
+        self._manager, self._mount, self._controllers, self._shim = manager, mount, controllers, shim
+        self._news = threading.Condition()
+        self._ready: list[Scope] = []
+        self._numbers = iter(range(1, 1 << 60))
+        self._taken = 0
+        self._wanted = False
+        self._parent: str | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def take(self) -> Scope:
+        """One that is ready, or a new one. Raises :class:`SystemdError` or what the shim says."""
+        with self._news:
+            self._taken += 1
+            scope = self._ready.pop(0) if self._ready else None
+        if scope is None:
+            scope = self._make()
+        return scope
+
+    def expect_more(self) -> None:
+        """The pod is started: time to think of the next one."""
+        with self._news:
+            if self._taken < _STARTS_BEFORE or self._ready or self._closed:
+                return
+            self._wanted = True
+            self._news.notify_all()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="sandbox-scopes", daemon=True)
+                self._thread.start()
+
+    def _work(self) -> None:
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._wanted or self._closed)
+                if self._closed:
+                    return
+            try:
+                scope = self._make()
+            except (SystemdError, SandboxError, OSError):
+                scope = None  # who needs one makes it, and is told why that fails
+            with self._news:
+                self._wanted = False
+                if scope is not None:
+                    self._ready.append(scope)
+
+    def _make(self) -> Scope:
+        with self._shim.ask("scope.hold", {}) as conversation:
+            answer, fds = conversation.answer()
+        try:
+            pid = _process_of(fds[0])
+        finally:
+            os.close(fds[0])
+        with self._news:
+            unit = f"sandbox-{self._shim.id}-{next(self._numbers)}.scope"
+        try:
+            self._manager.start_transient(unit, _properties(pid))
+            scope = Scope(unit, f"{self._directory(unit)}/{unit}")
+        except BaseException:
+            self._shim.call("scope.drop", holder=answer["holder"])
+            raise
+        self._shim.call("scope.place", holder=answer["holder"], v2=scope.path, controllers=sorted(self._controllers))
+        return scope
+
+    def _directory(self, unit: str) -> str:
+        """The directory of the slice, asked of systemd once."""
+        if self._parent is None:
+            self._parent = os.path.dirname(f"{self._mount}{self._manager.get(unit, 'Scope', 'ControlGroup').value}")
+        return self._parent
+
+    def declare(self, unit: str, description: str, properties: Sequence[Property]) -> Pending:
+        """Tell systemd what the pod in the scope is and may."""
+        rows = [("Description", Variant("s", description)), *properties]
+        return self._manager.begin_set_properties(unit, rows)
+
+    def close(self) -> None:
+        """The shim ends, and with its processes the scopes do."""
+        with self._news:
+            self._closed = True
+            self._news.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(5)
+
+
+def enclose(manager: Manager, shim: ShimClient) -> None:
+    """Put the shim itself into a scope of this manager.
+
+    A process can only be born in a cgroup of which it may write to the nearest common ancestor (cgroups(7)). For the shim of
+    an ordinary user who is in a login session, that is a directory of root's; in a scope of the user's manager it is not.
+    """
+    with shim.ask("scope.hold", {}) as conversation:
+        answer, fds = conversation.answer()
+    try:
+        pid = _parent_of(_process_of(fds[0]))
+    finally:
+        os.close(fds[0])
+        shim.call("scope.drop", holder=answer["holder"])
+    manager.start_transient(f"sandbox-shim-{shim.id}.scope", [
+        ("Description", Variant("s", "pytest-sandbox: the process that holds the pods")),
+        ("Documentation", Variant("as", [_DOCUMENTATION])), ("Slice", Variant("s", SLICE)),
+        ("CollectMode", Variant("s", "inactive-or-failed")), ("PIDs", Variant("au", [pid])),
+    ])  # fmt: skip
+
+
+def _properties(pid: int) -> list[Property]:
+    return [
+        ("Description", Variant("s", "pytest-sandbox: ready for a pod")),
+        ("Documentation", Variant("as", [_DOCUMENTATION])),
+        ("Slice", Variant("s", SLICE)),
+        ("Delegate", Variant("b", True)),
+        ("CollectMode", Variant("s", "inactive-or-failed")),
+        ("RuntimeMaxUSec", Variant("t", _RUNTIME_MAX_USEC)),
+        ("TimeoutStopUSec", Variant("t", _STOP_USEC)),
+        ("PIDs", Variant("au", [pid])),
+    ]
+
+
+def _process_of(pidfd: int) -> int:
+    """Its number in our process namespace (proc_pid_fdinfo(5)); the shim knows only the one in its own."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        pid = next((int(line.split()[1]) for line in file if line.startswith("Pid:")), -1)
+    if pid <= 0:
+        raise SandboxError("it has ended already", operation="find", object="the process that holds a scope")
+    return pid
+
+
+def _parent_of(pid: int) -> int:
+    with open(f"/proc/{pid}/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("PPid:"))
