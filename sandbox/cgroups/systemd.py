@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from sandbox_systemd import managers
-from sandbox_systemd.bus import Variant
+from sandbox_systemd.bus import Variant, available_bindings
 from sandbox_systemd.errors import NoSuchUnit, SystemdError
 from sandbox_systemd.manager import Manager, Property
 
@@ -133,6 +133,11 @@ class SystemdGiver:
             del self.__dict__["_opened"]
 
 
+def bindings() -> dict[str, str | None]:
+    """The libraries for D-Bus, and why each cannot be used; None if it can."""
+    return available_bindings()
+
+
 def properties(resources: Mapping[str, Any]) -> list[Property]:
     """Limits of ``linux.resources`` as unit properties (systemd.resource-control(5))."""
     found: list[Property] = []
@@ -170,4 +175,4 @@ def _weight(shares: int) -> int:
     return 1 + (shares - 2) * 9999 // 262142
 
 
-__all__ = ["SystemdGiver", "properties"]
+__all__ = ["SystemdGiver", "bindings", "properties"]

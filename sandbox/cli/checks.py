@@ -300,9 +300,9 @@ def _version(program: str) -> str:
 
 def dbus() -> Check:
     """Looks for the libraries."""
-    from sandbox_systemd.bus import available_bindings
+    from sandbox.cgroups.systemd import bindings
 
-    found = available_bindings()
+    found = bindings()
     usable = [name for name, missing in found.items() if missing is None]
     return Check("D-Bus", bool(usable), "scopes and services of systemd",
                  f"by {usable[0]}" if usable else "; ".join(filter(None, found.values())),

@@ -90,7 +90,7 @@ class TestCalls:
             ("ExecStart", Variant("a(sasb)", [("/bin/echo", ["echo", "through the pipe"], False)])),
             ("StandardOutputFileDescriptor", Variant("h", write_end)),
         ]  # fmt: skip
-        arguments = (f"pipe-{bus.binding}.service", "fail", properties, [])
+        arguments: tuple[object, ...] = (f"pipe-{bus.binding}.service", "fail", properties, [])
         bus.call(MANAGER_PATH, MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", arguments)
         os.close(write_end)
         with os.fdopen(read_end) as stream:
@@ -120,7 +120,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("name", ["NoSuchThing", "MemoryMax"])
     def test_a_property_that_there_is_not(self, bus: Bus, name: str) -> None:
-        arguments = ("wrong.service", "fail", [(name, Variant("s", "x"))], [])
+        arguments: tuple[object, ...] = ("wrong.service", "fail", [(name, Variant("s", "x"))], [])
         with pytest.raises(errors.InvalidProperty):
             bus.call(MANAGER_PATH, MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", arguments)
 
@@ -139,7 +139,7 @@ class TestSignals:
             bus.call(MANAGER_PATH, MANAGER, "LoadUnit", "s", (f"fresh-{bus.binding}.service",))
             while (came := news.get(5)).body[0] != f"fresh-{bus.binding}.service":
                 pass
-        assert came[:3] == (MANAGER_PATH, MANAGER, "UnitNew")
+        assert (came.path, came.interface, came.member) == (MANAGER_PATH, MANAGER, "UnitNew")
 
     def test_none_comes(self, bus: Bus) -> None:
         news = bus.subscribe(MANAGER_PATH, MANAGER, "NoSuchSignal")
@@ -196,7 +196,7 @@ def test_over_a_message_bus(binding: str) -> None:
     with bus.subscribe(MANAGER_PATH, MANAGER, "JobRemoved") as news:
         bus.call(MANAGER_PATH, MANAGER, "Subscribe")
         rows = [("ExecStart", Variant("a(sasb)", [("/bin/true", ["true"], False)]))]
-        arguments = (f"over-{binding}.service", "fail", rows, [])
+        arguments: tuple[object, ...] = (f"over-{binding}.service", "fail", rows, [])
         (job,) = bus.call(MANAGER_PATH, MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", arguments)
         while (came := news.get(10)).body[1] != job:
             pass
