@@ -18,7 +18,7 @@ from sandbox_systemd.bus import MANAGER_PATH, PROPERTIES, SYSTEMD
 from sandbox_systemd.errors import SystemdError
 from sandbox_systemd.manager import Manager, unit_path
 from sandbox_systemd.properties import Property, from_python, parse
-from systemd_rows import REFUSED_BY_MANAGER, SCOPE, SERVICE, SLICE
+from systemd_rows import NEUTRAL, REFUSED_BY_MANAGER, SCOPE, SERVICE, SLICE
 
 pytestmark = pytest.mark.system_manager
 
@@ -168,8 +168,15 @@ def test_services_read_back_the_same(manager: Manager, bare: dict[str, Any], lot
     assert_alike(by_systemd_run(manager, *lot), by_us(manager, *lot), bare, lot, "service")
 
 
+@pytest.mark.parametrize("lot", lots(NEUTRAL, "service"), ids=lambda lot: lot[0])
+def test_what_a_service_has_anyway_reads_back_so(manager: Manager, bare: dict[str, Any], lot: list[str]) -> None:
+    ours = by_us(manager, *lot)
+    assert differing(by_systemd_run(manager, *lot), ours) == {}
+    assert differing(bare, ours) == {}
+
+
 def test_there_are_enough_rows() -> None:
-    assert len({*SERVICE}) >= 600
+    assert len({*SERVICE}) >= 650
 
 
 @pytest.mark.parametrize("row", REFUSED_BY_MANAGER)
