@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from gate import requires
-from programs import PRELUDE, program
+from programs import PRELUDE, patient, program
 
 import sandbox
 from sandbox import CalledProcessError, CommandNotFound, Container, PodStateError, TimeoutExpired
@@ -98,7 +98,7 @@ def test_run_timeout_removes_the_pod(anyhow: Options) -> None:
     before = pods_left()
     began = time.monotonic()
     with pytest.raises(TimeoutExpired) as expired:
-        sandbox.run(["sh", "-c", "echo started; setsid sleep 1234 & sleep 1234"], timeout=0.3, options=anyhow)
+        sandbox.run(["sh", "-c", "echo started; setsid sleep 1234 & sleep 1234"], timeout=patient(0.3), options=anyhow)
     assert time.monotonic() - began < 10
     assert str(expired.value.stdout) == "started\n"
     assert pods_left() == before
@@ -151,7 +151,7 @@ def test_exec_timeout_kills_the_whole_tree(anyhow: Options) -> None:
     with sandbox.start(command="sleep inf", options=anyhow) as pod:
         tree = "setsid sh -c 'sleep 4321 & sleep 4321' & echo started; sleep 4321"
         with pytest.raises(TimeoutExpired) as expired:
-            pod.exec(["sh", "-c", tree], timeout=0.5)
+            pod.exec(["sh", "-c", tree], timeout=patient(0.5))
         assert str(expired.value.stdout) == "started\n"
         assert sleeps(pod, 4321) == 0
         assert pod.exec("echo alive").stdout == "alive\n"
