@@ -74,6 +74,19 @@ def flat_keyed(text: str | None) -> dict[str, int]:
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
 
 
+def read_event(events: int, name: str) -> int | None:
+    """A number in an open ``cgroup.events``; None when the cgroup has gone.
+
+    Reading arms the notification (POLLPRI) of what changes from then on: who looks elsewhere first may miss the change.
+    """
+    try:
+        return flat_keyed(os.pread(events, 4096, 0).decode()).get(name, 0)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        return None
+
+
 class Cgroup:
     """One cgroup; directories exist after :meth:`create`."""
 

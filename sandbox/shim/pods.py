@@ -9,6 +9,7 @@ import select
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from sandbox.linux.cgroup import read_event
 from sandbox.runtime import plan as plans
 from sandbox.runtime.failure import Failure
 
@@ -261,12 +262,10 @@ class Pods:
         events = os.open(f"{cgroup.v2}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
 
         def look(_events: int = 0) -> None:
-            if cgroup.frozen() == wanted or container.state != "running":
+            if read_event(events, "frozen") in (int(wanted), None) or container.state != "running":
                 self._loop.forget(events)
                 os.close(events)
                 answers.finish({"event": "frozen" if wanted else "thawed"})
-            else:
-                os.pread(events, 1, 0)  # arms the next notification
 
         self._loop.watch(events, look, select.EPOLLPRI)
         look()

@@ -51,6 +51,19 @@ def test_a_cgroup_that_goes_while_it_is_read(tmp_path: Path, monkeypatch: pytest
     assert (text, found, kills) == (None, {}, 0)
 
 
+def test_events_are_read_where_they_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cgroup.events").write_text("populated 1\nfrozen 1\n")
+    with (tmp_path / "cgroup.events").open("rb") as file:
+        assert [cgroup.read_event(file.fileno(), "frozen") for _ in range(2)] == [1, 1]
+        assert cgroup.read_event(file.fileno(), "unheard") == 0
+
+        def pread(_fd: int, _size: int, _offset: int) -> bytes:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+        monkeypatch.setattr(os, "pread", pread)
+        assert cgroup.read_event(file.fileno(), "frozen") is None
+
+
 def test_remove_takes_what_is_below(tmp_path: Path) -> None:
     group = Cgroup(str(tmp_path / "a"))
     Cgroup(str(tmp_path / "a/b/c")).create()
