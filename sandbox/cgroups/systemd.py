@@ -11,7 +11,7 @@ from typing import Any
 
 from sandbox_systemd import managers
 from sandbox_systemd.bus import Variant, available_bindings
-from sandbox_systemd.errors import NoSuchUnit, SystemdError
+from sandbox_systemd.errors import ManagerEnded, NoSuchUnit, SystemdError
 from sandbox_systemd.manager import Manager, Property
 
 from sandbox.linux import cgroup
@@ -85,7 +85,11 @@ class SystemdGiver:
     def grant(self, shim: ShimClient, pod_id: str) -> Grant | None:  # noqa: ARG002 - the scope was made before the pod
         """A scope, ready or new."""
         with made_public():
-            scope = self._of(shim).take()
+            try:
+                scope = self._of(shim).take()
+            except ManagerEnded:
+                self.close()  # somebody has killed it; its pods are gone, the next ones get another
+                scope = self._of(shim).take()
         name = os.path.basename(scope.path)
         v1 = {controller: f"{base}/sandbox-{shim.id}/{name}" for controller, base in self._plain.v1_bases.items()}
         return Grant(scope.path, v1, self._v2_controllers, unit=scope.unit, processes=1)
@@ -153,7 +157,9 @@ def properties(resources: Mapping[str, Any]) -> list[Property]:
         period = cpu.get("period") or 100_000
         found.append(("CPUQuotaPerSecUSec", Variant("t", quota * 1_000_000 // period)))
         found.append(("CPUQuotaPeriodUSec", Variant("t", period)))
-    if shares := cpu.get("shares"):
+    if weight := (resources.get("unified") or {}).get("cpu.weight"):
+        found.append(("CPUWeight", Variant("t", int(weight))))
+    elif shares := cpu.get("shares"):
         found.append(("CPUWeight", Variant("t", _weight(shares))))
     found += _io_properties(resources.get("blockIO") or {})
     if (pids := (resources.get("pids") or {}).get("limit")) is not None and pids >= 0:

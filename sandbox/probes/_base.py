@@ -228,7 +228,7 @@ def _ended(probe: Probe, watch: Watch, container: RunningContainer, death: Conve
     if document.get("returncode") is None and "error" in document:  # it could not be restarted
         return SandboxError.from_dict(document["error"])
     error = container.exited(document, doing=f"wait for {probe!r}")
-    error.cause = _told(watch)
+    error.cause = error.cause or _told(watch)
     return error
 
 

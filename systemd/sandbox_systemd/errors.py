@@ -14,6 +14,7 @@ __all__ = [
     "ConnectionLost",
     "InvalidProperty",
     "JobFailed",
+    "ManagerEnded",
     "NoBus",
     "NoSuchUnit",
     "SystemdError",
@@ -74,6 +75,12 @@ class NoBus(SystemdError):
     """Nobody listens at the address, or nobody there is systemd."""
 
     remedy = "`sandbox doctor` tells which managers can be reached"
+
+
+class ManagerEnded(NoBus):
+    """The private manager has ended, so there is no use in waiting for it to come back."""
+
+    remedy = "start another one"
 
 
 class ConnectionLost(SystemdError):

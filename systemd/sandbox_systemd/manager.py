@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from .bus import MANAGER_PATH, PROPERTIES, SYSTEMD, TIMEOUT, Bus, Pending, Signal, Variant
-from .errors import ConnectionLost, JobFailed, NoBus, NoSuchUnit, SystemdError
+from .errors import ConnectionLost, JobFailed, ManagerEnded, NoBus, NoSuchUnit, SystemdError
 
 __all__ = ["Kind", "Manager", "Property", "Start", "UnitStatus", "unit_path"]
 
@@ -92,6 +92,8 @@ class Manager:
                 try:
                     self.bus = self._connect()
                     break
+                except ManagerEnded:
+                    raise
                 except (NoBus, ConnectionLost):
                     if left == 1:
                         raise

@@ -17,7 +17,7 @@ import sys
 
 from . import keeper
 from .bus import Address, Bus, connect
-from .errors import NoBus
+from .errors import ManagerEnded, NoBus
 from .manager import Manager
 
 __all__ = ["private", "why_not"]
@@ -116,12 +116,19 @@ class PrivateManager:
             # Services that run as others report to it too; the manager tells whose a message is by itself.
             os.chmod(f"{self.directory}/systemd/notify", 0o777)
 
+    def log_tail(self) -> str | None:
+        """The last line that it has written."""
+        last = self.log().strip().splitlines()[-1:] if self._log >= 0 else []
+        return f"it said last: {last[0]}" if last else None
+
     def log(self) -> str:
         """What it has written."""
         return os.pread(self._log, 65536, 0).decode(errors="replace")
 
     def connect(self) -> Bus:
-        """A connection to its private socket."""
+        """A connection to its private socket. Raises :class:`ManagerEnded` when it is over."""
+        if self._log < 0 or self._keeper.poll() is not None:
+            raise ManagerEnded("it has ended", operation="talk to", object="systemd --user", cause=self.log_tail())
         return connect(Address(f"{self.directory}/systemd/private", message_bus=False))
 
     def close(self) -> None:
