@@ -48,6 +48,8 @@ SYSTEMD = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
 EMPTIED = (
     "etc/systemd/system",
     "etc/systemd/system.conf.d",
+    "etc/systemd/system.control",
+    "etc/systemd/system-generators",
     "usr/lib/systemd/system-generators",
     "usr/lib/systemd/system-environment-generators",
     "usr/local/lib/systemd/system",
