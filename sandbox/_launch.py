@@ -191,7 +191,7 @@ class Preparation:
             options = self.options
             pull = container.pull or options.pull
             return resolve(container.image, store=options.store, pull=pull, lock=options.lock)
-        made: Image = container.image.resolve_image(self.options.store)
+        made: Image = container.image.resolve_image(self.options)
         return made
 
     def _default_pids_as_rlimit(self, container: Container, spec: dict[str, Any]) -> None:

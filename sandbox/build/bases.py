@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sandbox import oci
-from sandbox._launch import Options
 from sandbox.build.copying import Order
 from sandbox.build.draft import Draft
 from sandbox.build.errors import BuildError
@@ -44,7 +43,7 @@ def base(reference: str, workshop: Workshop) -> Draft:
             "the image `host` is this machine itself", operation="build from", object=reference,
             hint="start from an image of its own: debian:12, dir:PATH, mmdebstrap:bookworm",
         )  # fmt: skip
-    options = Options.from_environment()
+    options = workshop.options
     image = resolve(reference, store=store, pull=options.pull, lock=options.lock)
     return stored(image, store) or draft_of(image, workshop)
 

@@ -24,7 +24,6 @@ from sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
     from sandbox.images.image import Image
-    from sandbox.images.store import Store
     from sandbox.models import Mount
 
 __all__ = ["Executor", "Progress", "Settings", "Silent"]
@@ -78,11 +77,11 @@ class Executor:
     """One build."""
 
     def __init__(
-        self, plan: Plan, context: Context, store: Store, settings: Settings, progress: Progress | None = None
+        self, plan: Plan, context: Context, workshop: Workshop, settings: Settings, progress: Progress | None = None
     ) -> None:  # fmt: skip
         self.plan = plan
         self.context = context
-        self.workshop = Workshop(store)
+        self.workshop = workshop
         self.settings = settings
         self.progress: Progress = progress or Silent()
         self._done: dict[int, Draft] = {}

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
+from sandbox._launch import Options
 from sandbox.build.context import Context
 from sandbox.build.dockerfile import Heredoc, Instruction
 from sandbox.build.errors import BuildError
 from sandbox.build.executor import Executor, Progress, Settings
 from sandbox.build.source import finished
 from sandbox.build.stages import Plan, Stage
+from sandbox.build.workshop import Workshop
 from sandbox.images.references import parse_registry_name
 from sandbox.images.store import Store
 
@@ -157,17 +159,24 @@ class Image:
 
         :raises BuildError: a step failed; ``line`` says where in the program it was described
         """
-        place = store or Store.default()
+        return self._build(Workshop(store or Store.default()), tags, settings, progress)
+
+    def _build(
+        self, workshop: Workshop, tags: Sequence[str] = (), settings: Settings | None = None,
+        progress: Progress | None = None,
+    ) -> StoredImage:  # fmt: skip
         names = [parse_registry_name(tag).canonical for tag in tags]
-        executor = Executor(self._plan(), Context(self.context), place, settings or Settings(), progress)
+        executor = Executor(self._plan(), Context(self.context), workshop, settings or Settings(), progress)
         return finished(executor.build(), executor.workshop, names)
 
-    def resolve_image(self, store: Store | str | None = None) -> images.Image:
+    def resolve_image(self, options: Options | None = None) -> images.Image:
         """The image, unpacked; made if it is not there yet. What ``image=`` of a container calls."""
         from sandbox.images.manifests import Manifests
 
-        place = store if isinstance(store, Store) else Store(store) if store else Store.default()
-        return Manifests(place.blobs, str(self), place).image(self.build(store=place).start)
+        chosen = options or Options.from_environment()
+        store = Store(chosen.store) if chosen.store else Store.default()
+        found = self._build(Workshop(store, chosen))
+        return Manifests(store.blobs, str(self), store).image(found.start)
 
     def _plan(self) -> Plan:
         stages: list[Stage] = []

@@ -99,32 +99,37 @@ class Prepared:
 
     __repr__ = __str__
 
-    def resolve_image(self, store: Store | str | None = None) -> Image:
+    def resolve_image(self, options: Options | None = None) -> Image:
         """The image; prepared now if nobody has done so before. What ``image=`` of a container calls.
 
         :raises BuildError: the container did not stop when it was asked to
         :raises SandboxError: it did not become ready, or ``run`` failed
         """
-        place = store if isinstance(store, Store) else Store(store) if store else Store.default()
-        workshop = Workshop(place)
-        image = self._below(place)
-        name = self._name(image)
+        chosen = options or Options.from_environment()
+        store = Store(chosen.store) if chosen.store else Store.default()
+        workshop = Workshop(store, chosen)
+        image = self.below(workshop.options)
+        name = self.name_of(image)
         if (known := self._known(workshop, name, image)) is not None:
             return known
-        with place.places.lock(f"build-{name.partition(':')[2]}"):
+        with store.places.lock(f"build-{name.partition(':')[2]}"):
             if (known := self._known(workshop, name, image)) is not None:
                 return known
-            workshop.remember(name, self._made(image, workshop).save(place).digest)
+            workshop.remember(name, self._made(image, workshop).save(store).digest)
         found = self._known(workshop, name, image)
         assert found is not None
         return found
 
-    def _below(self, store: Store) -> Image:
+    def below(self, options: Options) -> Image:
+        """The image that the container is started from, the first time."""
         given = self.container.image
-        found: Image = resolve(given, store=store) if isinstance(given, str) else given.resolve_image(store)
-        return found
+        if not isinstance(given, str):
+            made: Image = given.resolve_image(options)
+            return made
+        return resolve(given, store=options.store, pull=self.container.pull or options.pull, lock=options.lock)
 
-    def _name(self, image: Image) -> str:
+    def name_of(self, image: Image) -> str:
+        """What the result is kept under: it changes with everything that the result depends on."""
         model = attrs.asdict(attrs.evolve(self.container, image="host", ready=None), value_serializer=_plain)
         inputs = [identity(image), _facts(model), _facts(self.until)]
         return f"prepared:{key_of(*inputs, [_facts(each) for each in self.run], _facts(self.key))}"
@@ -143,8 +148,7 @@ class Prepared:
         # Above the host's own files there are only layers of this kind: they are no image that others could use.
         below = Draft.scratch() if image.kind == "host" else draft_below(image, workshop)
         model = attrs.evolve(self.container, image=Fixed(image), ready=self.until)
-        options = attrs.evolve(Options.from_environment(), engine="native")
-        with start(model, options=options) as pod:
+        with start(model, options=workshop.options) as pod:
             for each in self.run:
                 if callable(each):
                     each(pod)

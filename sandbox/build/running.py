@@ -36,7 +36,7 @@ class Fixed:
 
     image: Image = attrs.field(eq=False, hash=False)
 
-    def resolve_image(self, _store: Any) -> Image:
+    def resolve_image(self, _options: Any) -> Image:
         """The image itself."""
         return self.image
 
@@ -75,7 +75,7 @@ def run(job: Job, workshop: Workshop, tell: Callable[[str], None]) -> LayerRef |
     :raises BuildError: it failed, with its last lines
     """
     try:
-        with started(job.pod(), Options.from_environment()) as pod:
+        with started(job.pod(), workshop.options) as pod:
             lines: list[str] = []
             for record in pod.log_records(follow=True):
                 tell(record.line)

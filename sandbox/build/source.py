@@ -49,11 +49,11 @@ def build(
     chosen, place = settings or Settings(), store or Store.default()
     names = [parse_registry_name(tag).canonical for tag in tags]
     stages = plan(parse(_text(where), os.fspath(where)), chosen.arguments)
-    executor = Executor(stages, Context(directory, where), place, chosen, progress)
+    executor = Executor(stages, Context(directory, where), Workshop(place), chosen, progress)
     executor.context.need()
     draft = executor.build(target)
     _check_arguments(executor, chosen.arguments)
-    return finished(draft, Workshop(place), names)
+    return finished(draft, executor.workshop, names)
 
 
 def _check_arguments(executor: Executor, given: Mapping[str, str]) -> None:

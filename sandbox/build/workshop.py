@@ -12,6 +12,9 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
+from sandbox._launch import Options
 from sandbox.build.draft import LAYER_TYPE, LayerRef
 from sandbox.build.errors import BuildError
 from sandbox.build.helper import command
@@ -45,8 +48,14 @@ def layers_of(image: Image) -> list[str]:
 class Workshop:
     """Makes layers in one store, and remembers what was made of what."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, options: Options | None = None) -> None:
+        """Nothing is made yet.
+
+        :param options: how base images are pulled and what pods of steps run under; the environment's, if not given
+        """
         self.store = store
+        #: Layers are read from the native engine's overlays.
+        self.options = attrs.evolve(options or Options.from_environment(), engine="native", store=os.fspath(store.root))
         self._known = Names(store, "cache")
 
     @contextlib.contextmanager

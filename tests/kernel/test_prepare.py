@@ -17,7 +17,7 @@ from build_helpers import store_base
 from gate import requires
 
 import sandbox
-from sandbox import Container, Log
+from sandbox import Container, Log, Options
 from sandbox.images import Store
 from sandbox.images.names import Names
 
@@ -102,7 +102,7 @@ def test_what_makes_it_another_one(store: Store, tmp_path: Path) -> None:
     def name_of(**options: Any) -> str:
         container = options.pop("container", talk())
         prepared = sandbox.prepare(container, **options).image
-        return str(prepared._name(prepared._below(store)))
+        return str(prepared.name_of(prepared.below(Options(store=str(store.root)))))
 
     schema.write_text("a")
     base = name_of(run=load)
