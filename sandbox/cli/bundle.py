@@ -50,11 +50,9 @@ def write_bundle(reference: str, target: Path, command: list[str], *, tty: bool 
 
     from sandbox import oci
     from sandbox.errors import ImageError
-    from sandbox.images import resolve
     from sandbox.images.tree import write_tree
 
-    home = store.images().store
-    image = resolve(reference, store=home)
+    image, home = store.resolved(reference)
     spec = oci.dumps(oci.from_dict(_document(image, command, tty=tty)), indent=2)
     try:
         target.mkdir(mode=0o700, parents=False)

@@ -67,9 +67,9 @@ def _image(operand: str, *, only: bool) -> dict[str, Any]:
 
 def _resolved(operand: str) -> dict[str, Any]:
     from sandbox import oci
-    from sandbox.images import resolve
+    from sandbox.cli import store
 
-    image = resolve(operand)
+    image, _ = store.resolved(operand)
     config = oci.to_dict(image.config)
     return {
         "names": [operand], "kind": image.kind, "manifest": image.digest,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from sandbox.images.image import Image
     from sandbox.images.store import Store
     from sandbox.images.stored import Images, StoredImage
     from sandbox.oci.image import ImageConfig
@@ -21,6 +22,16 @@ def images() -> Images:
     from sandbox.images.stored import Images
 
     return Images(Store.default())
+
+
+def resolved(reference: str) -> tuple[Image, Store]:
+    """An image wherever it is, unpacked in this user's store; the environment may say when registries are asked."""
+    from sandbox._launch import Options
+    from sandbox.images import resolve
+    from sandbox.images.store import Store
+
+    options, store = Options.from_environment(), Store.default()
+    return resolve(reference, store=store, pull=options.pull, lock=options.lock), store
 
 
 def short(digest: str) -> str:

@@ -29,11 +29,9 @@ def main(arguments: list[str]) -> int:
     if given is None:
         return 0
     reference, target = given.two_operands("an image and a directory")
-    from sandbox.images import resolve
     from sandbox.images.tree import write_tree
 
-    home = store.images().store
-    image = resolve(reference, store=home)
+    image, home = store.resolved(reference)
     result = write_tree(image, Path(target), home, owners=not given["no-owners"])
     if given["json"]:
         console.document({"digest": image.digest, "directory": target, **result._asdict()})

@@ -46,6 +46,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """The store of every `sandbox` that the test starts."""
     store = Store(tmp_path / "store")
     monkeypatch.setenv("SANDBOX_STORE", str(store.root))
+    monkeypatch.setenv("SANDBOX_PULL", "never")
     yield store
     for path in store.root.glob("layers/*/*"):
         store.remove_tree(path)

@@ -184,7 +184,7 @@ for name in ("a", "b"):
 
 
 HOLDER = f"""{SETUP}
-image = resolve("used:1", store=store)
+image = resolve("used:1", store=store, pull="never")
 print(image.layers[0], flush=True)
 sys.stdin.read()
 """
@@ -258,7 +258,7 @@ while time.monotonic() < end:
         case _:
             t.put(store, layout / sys.argv[4], t.layer("shared"), t.layer(name), name=name)
             try:
-                image = resolve(f"docker://{{name}}", store=store)
+                image = resolve(f"docker://{{name}}", store=store, pull="never")
             except t.sandbox.ImageNotFound:
                 continue  # another process was told to remove it
             for path in image.layers:
