@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sandbox.cli import console, store
 from sandbox.cli.options import Command, Option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sandbox.images.stored import Images
 
 COMMAND = Command(
     "images", "[NAME]", "List the images of the store: pulled, built or loaded.",
@@ -34,7 +39,7 @@ def main(arguments: list[str]) -> int:
         return 0
     wanted = given.one_operand("a name") if given.operands else None
     found = store.images()
-    rows = [store.row(found, image) for image in found.items()]
+    rows = list(_rows(found))
     if wanted is not None:
         rows = [row for row in rows if any(_is_called(name, wanted) for name in row["names"])]
     if given["json"]:
@@ -47,6 +52,17 @@ def main(arguments: list[str]) -> int:
         cells = [_cells(row, name, digests=digests) for row in rows for name in row["names"] or [_NONE]]
         console.write(console.table(header, cells))
     return 0
+
+
+def _rows(found: Images) -> Iterator[dict[str, Any]]:
+    """One damaged image does not hide the others."""
+    from sandbox.errors import ImageError
+
+    for image in found.items():
+        try:
+            yield store.row(found, image)
+        except ImageError as error:
+            console.complain(f"left out: {error}")
 
 
 def _is_called(name: str, wanted: str) -> bool:

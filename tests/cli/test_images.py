@@ -318,6 +318,18 @@ def test_a_bundle_that_fails_leaves_nothing(sandbox: Any, cli: Any, tmp_path: Pa
     assert "Traceback" not in done.stderr
 
 
+def test_a_damaged_image_does_not_hide_the_others(sandbox: Any, cli: Any, home: Store, tmp_path: Path) -> None:
+    other = make.make_layout(tmp_path / "other", make.tar([make.file("x")]), config={"Cmd": ["x"]})
+    sandbox("load", "--name", "other", other)
+    (row,) = json.loads(sandbox("images", "--json", "app:1"))
+    path = home.root / "blobs/sha256" / row["id"][7:]
+    path.write_bytes(b" " * path.stat().st_size)
+    done = cli("images", "--json")
+    assert [row["names"] for row in json.loads(done.stdout)] == [["docker.io/library/other:latest"]]
+    assert "left out: " in done.stderr
+    assert row["id"] in done.stderr
+
+
 def test_a_file_is_saved_whole_or_not_at_all(sandbox: Any, cli: Any, tmp_path: Path, home: Store) -> None:
     (digest, _) = max(home.blobs.items(), key=lambda row: row[1])
     (home.root / "blobs/sha256" / digest[7:]).unlink()
