@@ -60,6 +60,14 @@ def test_the_first_file_that_knows_rules(home: Path, monkeypatch: pytest.MonkeyP
     assert found("d.example") is None
 
 
+def test_a_directory_of_somebody_else_is_no_obstacle(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """podman of root makes /run/containers for itself alone."""
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    monkeypatch.setattr("os.getuid", lambda: 2_000_000_000)
+    write(home / ".docker/config.json", {"auths": {"r.example": entry("docker")}})
+    assert found() == "docker"
+
+
 def test_the_most_specific_entry_rules(home: Path) -> None:
     auths = {"r.example": entry("host"), "r.example/a": entry("team"), "r.example/a/b": entry("app")}
     write(home / ".docker/config.json", {"auths": auths})

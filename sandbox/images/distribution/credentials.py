@@ -60,8 +60,10 @@ def _files() -> Iterator[Path]:
     if given := os.environ.get("REGISTRY_AUTH_FILE"):
         yield Path(given)
         return
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    yield Path(runtime) / "containers/auth.json" if runtime else Path(f"/run/containers/{os.getuid()}/auth.json")
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        yield Path(runtime) / "containers/auth.json"
+    elif os.path.exists(path := f"/run/containers/{os.getuid()}/auth.json"):
+        yield Path(path)  # where podman of root has made /run/containers for itself, others have nothing there
     yield Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")) / "containers/auth.json"
     yield Path(os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")) / "config.json"
 

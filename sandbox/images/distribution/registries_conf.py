@@ -146,7 +146,7 @@ def _files() -> list[Path]:
     config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     if config.startswith("/"):
         places.append(Path(config) / "containers")
-    mains = [main for place in places if (main := place / "registries.conf").is_file()]
+    mains = [main for place in places if os.path.isfile(main := place / "registries.conf")]
     drops = [sorted((place / "registries.conf.d").glob("*.conf")) for place in places]
     return [*mains[-1:], *(path for each in drops for path in each)]
 

@@ -28,7 +28,7 @@ def make_context(host: str, *, verify: bool) -> ssl.SSLContext:
     config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     for place in (Path(config) / "containers/certs.d", Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d")):
         directory = place / host
-        if not directory.is_dir():
+        if not os.path.isdir(directory):
             continue
         for file in sorted(directory.iterdir()):
             try:
