@@ -33,6 +33,8 @@ class State:
         #: Images that a registry was asked for in this run.
         self._asked: set[str] = set()
         self._sources: list[str] | None = None
+        #: What our variables were before.
+        self._environment: dict[str, str | None] = {}
 
     @property
     def options(self) -> Options:
@@ -101,7 +103,10 @@ class State:
         if self._sources is not None:
             return
         from sandbox.images import register_source
+        from sandbox.images.distribution.progress import set_slow_writer
 
+        set_slow_writer(self._tell)
+        self._export()
         self._sources = []
         for sources in self._config.hook.pytest_sandbox_image_sources(config=self._config):
             for transport, source in (sources or {}).items():
@@ -159,14 +164,29 @@ class State:
         finally:
             os.close(terminal)
 
+    def _export(self) -> None:
+        """What else asks for images (a build, a service, `sandbox` that a test runs) goes by the run's settings too."""
+        given = {"SANDBOX_PULL": self.settings.pull, "SANDBOX_LOCK": self.settings.lock or "none"}
+        self._environment = {name: os.environ.get(name) for name in given}
+        os.environ.update(given)
+
+    def _tell(self, text: str) -> None:
+        """A line for whoever waits: to our terminal, else where pytest shows it if the test fails."""
+        with self._terminal() as terminal:
+            os.write(2 if terminal is None else terminal, f"\n{text}".encode())
+
     def close(self) -> None:
         """End of the run."""
         if self._alive:
             self._remove(self._alive[::-1])
         self.kept.clear()
-        if self._sources:
+        if self._sources is not None:
             from sandbox.images import unregister_source
+            from sandbox.images.distribution.progress import set_slow_writer
 
+            set_slow_writer(None)
+            for name, value in self._environment.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
             for transport in self._sources:
                 unregister_source(transport)
         self._sources = None

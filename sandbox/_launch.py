@@ -190,7 +190,7 @@ class Preparation:
         if isinstance(container.image, str):
             options = self.options
             pull = container.pull or options.pull
-            return resolve(container.image, store=options.store, pull=pull, lock=options.lock)
+            return resolve(container.image, store=options.store, pull=pull, lock=options.lock or "none")
         made: Image = container.image.resolve_image(self.options)
         return made
 

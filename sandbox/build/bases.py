@@ -44,7 +44,7 @@ def base(reference: str, workshop: Workshop) -> Draft:
             hint="start from an image of its own: debian:12, dir:PATH, mmdebstrap:bookworm",
         )  # fmt: skip
     options = workshop.options
-    image = resolve(reference, store=store, pull=options.pull, lock=options.lock)
+    image = resolve(reference, store=store, pull=options.pull, lock=options.lock or "none")
     return stored(image, store) or draft_of(image, workshop)
 
 

@@ -6,6 +6,8 @@ here too and must start fast, with the standard library alone.
 
 from __future__ import annotations
 
+import os
+
 TYPE_CHECKING = False  # importing typing would double the time that the helper takes to start
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def resolve(
     reference: str,
     *,
     store: Store | str | Path | None = None,
-    pull: str = "missing",
+    pull: str | None = None,
     lock: str | Path | None = None,
 ) -> Image:
     """The image behind a reference, verified and unpacked.
@@ -64,8 +66,10 @@ def resolve(
         ``docker-archive:PATH[:NAME]``, a path (``./rootfs``), what a registered source knows, the name, digest
         or id of an image in the store, or a name that a registry knows (``redis:7``)
     :param store: where images are kept; by default this user's store, see :meth:`Store.default`
-    :param pull: when a registry is asked: ``always``, ``missing`` (if the store does not have it) or ``never``
-    :param lock: a file sandbox.lock, which says what names mean (:mod:`sandbox.images.distribution.pins`)
+    :param pull: when a registry is asked: ``always``, ``missing`` (if the store does not have it) or ``never``; by default
+        what ``SANDBOX_PULL`` says, else ``missing``
+    :param lock: a file sandbox.lock, which says what names mean (:mod:`sandbox.images.distribution.pins`), or ``none``;
+        by default what ``SANDBOX_LOCK`` says, else none
     :raises ImageNotFound: there is no such image
     :raises ImageVerificationError: a blob is not what its digest or size says
     :raises ImageError: the reference or the image is bad; the message has the layer and the entry
@@ -79,16 +83,18 @@ def resolve(
     if parsed.transport == "docker":
         from sandbox.images import registry
 
-        return registry.resolve(parsed, place, pull=pull, pins=_pins(lock))
+        policy = pull or os.environ.get("SANDBOX_PULL") or "missing"
+        return registry.resolve(parsed, place, pull=policy, pins=_pins(lock))
     return find_source(parsed.transport).resolve(parsed, place)
 
 
 def _pins(lock: str | Path | None) -> Pins | None:
-    if lock is None:
+    path = lock or os.environ.get("SANDBOX_LOCK") or "none"
+    if path == "none":
         return None
     from sandbox.images.distribution.pins import Pins
 
-    return Pins.load(lock)
+    return Pins.load(path)
 
 
 def __getattr__(name: str) -> object:

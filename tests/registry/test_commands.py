@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -112,16 +113,7 @@ def test_bars_on_a_terminal(store: Store, between: Middle, name: str) -> None:
     command = [sys.executable, "-m", "sandbox.cli", "pull", between.name(name)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment)
     os.close(theirs)
-    seen = b""
-    while True:
-        try:
-            piece = os.read(ours, 4096)
-        except OSError:
-            break
-        if not piece:
-            break
-        seen += piece
-    os.close(ours)
+    seen = read_all(ours)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 0
     assert DIGEST.search(output.decode())
@@ -212,6 +204,14 @@ def test_version(sandbox, number):
 """
 
 
+EXPORTED = """
+def test_builds_and_services_go_by_it_too():
+    import os
+    assert os.environ["SANDBOX_LOCK"].endswith("/sandbox.lock")
+    assert os.environ["SANDBOX_PULL"] == "missing"
+"""
+
+
 @requires("busybox")
 def test_with_a_lock_pytest_runs_offline_and_alike(
     cli: Cli, between: Middle, name: str, move: Callable[[], str], pytester: pytest.Pytester, tmp_path: Path
@@ -221,9 +221,9 @@ def test_with_a_lock_pytest_runs_offline_and_alike(
     shutil.copy(tmp_path / "sandbox.lock", pytester.path)
     move()
     asked = len(between.requests)
-    pytester.makepyfile(TEST.format(image=full))
+    pytester.makepyfile(TEST.format(image=full) + EXPORTED)
     options = ("-p", "no:hypothesispytest")
-    pytester.runpytest_subprocess(*options, "--sandbox-pull=missing").assert_outcomes(passed=2)
+    pytester.runpytest_subprocess(*options, "--sandbox-pull=missing").assert_outcomes(passed=3)
     assert len(between.requests) == asked
 
     pytester.makepyfile(TEST.format(image=full.replace(":1", ":other")))
@@ -243,6 +243,42 @@ def test_always_asks_once_in_a_run(
         result = pytester.runpytest_subprocess("-p", "no:hypothesispytest", "--sandbox-pull=always", "--sandbox-lock=none")
         result.assert_outcomes(passed=2)
         assert between.count("GET", "/manifests/") + between.count("HEAD", "/manifests/") == asked + 1
+
+
+#: Takes the terminal on its standard input as its own, then becomes pytest: what a shell does.
+IN_THE_FOREGROUND = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]])
+"""
+
+
+@requires("busybox")
+def test_a_slow_pull_says_what_takes_so_long(
+    between: Middle, name: str, pytester: pytest.Pytester, store: Store
+) -> None:
+    """On the terminal, although pytest has the standard streams."""
+    between.rule(lambda request: Fault(slow=0.3) if "/blobs/" in request.path else None)
+    pytester.makepyfile(TEST.format(image=between.name(name)))
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_THE_FOREGROUND, "-p", "no:hypothesispytest", "--sandbox-pull=missing"],
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    seen = read_all(ours).decode()
+    assert process.wait() == 0, seen
+    assert re.search(f"pulling {re.escape(between.name(name))}: [0-9.]+ [kM]B of [0-9.]+ MB", seen)
+
+
+def read_all(descriptor: int) -> bytes:
+    """What a terminal shows until nobody writes to it any more."""
+    seen = b""
+    with contextlib.suppress(OSError):
+        while piece := os.read(descriptor, 4096):
+            seen += piece
+    os.close(descriptor)
+    return seen
 
 
 def test_a_lock_that_is_not_there(pytester: pytest.Pytester) -> None:

@@ -195,6 +195,25 @@ def test_without_or_with_wrong_credentials(
     assert "guess" not in repr(caught.value) + str(caught.value)
 
 
+def test_anybody_may_have_a_token_to_pull(
+    started: Start, tmp_path: Path, store: Store, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with Docker Hub: a challenge all the same, and a token for nobody in particular. It is not for pushing."""
+    registry = started("token")
+    name = f"{unique(request)}:1"
+    digest = registry.put(make.make_layout(tmp_path / "layout", LAYER, UPPER), name)
+    tokens = registry.tokens  # type: ignore[attr-defined]
+    monkeypatch.setattr(tokens, "anonymous", True)
+    asked = len(tokens.asked)
+    assert resolve(registry.name(name), store=store).digest == digest
+    (seen,) = tokens.asked[asked:]
+    assert seen[0] == "GET"
+    assert seen[1]["scope"] == [f"repository:{unique(request)}:pull"]
+    assert seen[2] is None
+    with pytest.raises(AuthenticationError, match="asked anonymously"):
+        push(Images(store).find(registry.name(name)), parse(registry.name(f"{name}-2")), store)
+
+
 def test_an_identity_token_is_exchanged(
     started: Start, tmp_path: Path, store: Store, settings: Path, request: pytest.FixtureRequest
 ) -> None:
