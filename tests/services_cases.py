@@ -232,7 +232,7 @@ class Services:
         with sandbox.start_service(program(code, NOTIFIES), Type="notify", profile=profile) as service:
             late = time.monotonic() - float(service.logs())
             assert 0 <= late < 2
-            assert service.status == "serving"
+            until(lambda: service.status == "serving")
 
     def test_never_ready(self) -> None:
         code = program("tell('STATUS=loading'); print('said', flush=True); time.sleep(60)", NOTIFIES)

@@ -45,7 +45,6 @@ class Watched:
     """
 
     def __init__(self, home: Home, unit: str, slice: str | None = None) -> None:
-        from sandbox_systemd.bus import PROPERTIES
         from sandbox_systemd.manager import unit_path
 
         self.home = home
@@ -60,10 +59,30 @@ class Watched:
         self._alive = False
         self._gone = False
         with errors_of_systemd("watch unit", unit):
-            self.bus = home.manager.bus
-            self._subscription: Subscription = self.bus.subscribe(
-                self.path, PROPERTIES, "PropertiesChanged", self._changed
-            )  # fmt: skip
+            self._subscribe()
+
+    def _subscribe(self) -> None:
+        from sandbox_systemd.bus import PROPERTIES
+
+        self.bus = self.home.manager.bus
+        self._subscription: Subscription = self.bus.subscribe(self.path, PROPERTIES, "PropertiesChanged", self._changed)
+
+    def again(self) -> None:
+        """After the connection broke: the manager may have been executed anew, and have the unit still."""
+        from sandbox_systemd.errors import NoSuchUnit
+
+        manager = self.home.manager
+        known = manager.exists(self.unit)  # which connects anew
+        self._subscribe()
+        try:
+            values = {**manager.get_all(self.unit, _SERVICE), **manager.get_all(self.unit, _UNIT)} if known else {}
+        except NoSuchUnit:
+            values = {}
+        with self._lock:
+            self._unread.clear()
+            self._values.update({name: value.value for name, value in values.items()})
+        self._alive = True
+        self._gone = not values
 
     def _changed(self, news: Signal) -> None:
         """The bus tells of the interface of services first, and then of that of all units, which has the state."""
@@ -143,14 +162,23 @@ class RunningService:
     def _watch(self) -> None:
         try:
             with errors_of_systemd("wait for service", self.unit):
-                self._watched.wait()
-                self._ending = gather(self._watched)
+                self._ending = self._until_it_ends()
         except SandboxError as error:
             self._lost = error
         self._watched.close()
         self._ended.set()
         with contextlib.suppress(OSError):
             os.eventfd_write(self._done, 1)
+
+    def _until_it_ends(self) -> Ending:
+        from sandbox_systemd.errors import ConnectionLost
+
+        while True:
+            try:
+                self._watched.wait()
+                return gather(self._watched)
+            except ConnectionLost:
+                self._watched.again()
 
     # -- how it is --------------------------------------------------------------------------------------------------
 
@@ -292,7 +320,7 @@ class RunningService:
         if not self._ended.is_set():
             from sandbox_systemd.errors import BusTimeout, NoSuchUnit
 
-            with contextlib.suppress(BusTimeout, NoSuchUnit):
+            with errors_of_systemd("stop service", self.unit), contextlib.suppress(BusTimeout, NoSuchUnit):
                 patience = _KILL_PATIENCE + 90 if timeout is None else timeout
                 self._home.manager.stop(self.unit, timeout=patience)
         if not self._ended.wait(0.5 if timeout is None else 0.0):
@@ -343,11 +371,8 @@ class RunningService:
                 self.stop()
         finally:
             self._watcher.join(_KILL_PATIENCE)
+            self._kept, self._log = self.logs(), None
             self._streams.close()
-            if self._log is not None:
-                self._kept = self.logs()
-                self._log.close()
-                self._log = None
             for closer in self._closers:
                 closer()
             os.close(self._done)

@@ -109,6 +109,12 @@ class _LoggedStreams(Streams):
         given = [self.log if stream == LOG else stream for stream in (stdout, stderr)]
         super().__init__(stdin, *given, text=text)
 
+    def close(self) -> None:
+        """The file too."""
+        super().close()
+        if self.log is not None:
+            self.log.close()
+
 
 def _start(
     command: _Command, kind: type[Streams], streams: Mapping[str, Any], manager: str | None, best_effort: bool,
@@ -118,9 +124,9 @@ def _start(
     place = home(manager)
     what = plan(command, root=place.root, **fields)
     typed = _typed(what)
-    if not best_effort:
-        enforcement.check(what.settings, place, lambda: has_firewall(place))
-    with contextlib.ExitStack() as undo:
+    with errors_of_systemd("start service", what.args[0]), contextlib.ExitStack() as undo:
+        if not best_effort:
+            enforcement.check(what.settings, place, lambda: has_firewall(place))
         root = None
         if what.image is not None:
             from sandbox.services.roots import Root
@@ -146,7 +152,7 @@ def _launch(
     try:
         watched = Watched(place, unit, what.settings.last("Slice"))
         try:
-            with errors_of_systemd("start service", what.args[0]), contextlib.suppress(JobFailed):
+            with contextlib.suppress(JobFailed):
                 place.manager.start_transient(unit, properties, timeout=_PATIENCE + (ready_timeout or 0))
         except BaseException:
             watched.close()
@@ -222,7 +228,20 @@ def _of_unit(
         ]  # fmt: skip
         if "NotifyAccess" not in what.settings.names:
             found.append(("NotifyAccess", Variant("s", "exec")))
+    if (sock := _hidden_notify_socket(what, place)) is not None:
+        found.append(("BindPaths", Variant("a(ssbt)", [(sock, sock, False, 0)])))
     return found
+
+
+def _hidden_notify_socket(what: Plan, place: Home) -> str | None:
+    """Managers of users have it below /run/user or /tmp, which are not for every service to see."""
+    settings = what.settings
+    hides = settings.on("PrivateTmp") or settings.protect_home in {"yes", "tmpfs"}
+    notifies = settings.last("Type") == "notify" or settings.last("NotifyAccess", "none") != "none"
+    if not hides or not notifies or place.manager.kind == "system":
+        return None
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    return f"{place.manager.name if place.manager.kind == 'private' else runtime}/systemd/notify"
 
 
 def _for_the_bus(lines: Iterable[str]) -> Iterator[str]:

@@ -52,6 +52,33 @@ def test_what_a_killed_client_leaves_is_ended_and_forgotten() -> None:
     assert not manager.list_units([unit, clients])
 
 
+def test_refused_by_polkit_or_the_bus() -> None:
+    """Somebody who is not root, and asks the system's manager."""
+    code = """
+import os, sandbox
+from sandbox.services import ManagerRefused
+import sandbox.services.start, sandbox_systemd.managers, sandbox_systemd.jeepney_binding, sandbox_systemd.properties
+os.setresuid(65534, 65534, 65534)
+try: sandbox.service(["true"], profile=None, manager="system")
+except ManagerRefused as error: print(error, error.hint, sep="\\n")
+"""
+    environment = {**os.environ, "SANDBOX_DBUS": "jeepney"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert "sandbox-client-" in done.stdout or "start service" in done.stdout, done.stderr
+    assert "--sandbox-systemd=user" in done.stdout
+
+
+def test_a_manager_that_is_executed_anew() -> None:
+    """daemon-reexec in the life of a service: it goes on, and its end is seen."""
+    with sandbox.start_service(["sh", "-c", "trap 'exit 7' USR1; echo ready; while :; do sleep 0.05; done"]) as service:
+        services_cases.until(lambda: service.logs() == "ready\n")
+        subprocess.run(["systemctl", "daemon-reexec"], check=True, timeout=60)
+        assert service.poll() is None
+        service.send_signal("USR1")
+        assert service.wait(20) == 7
+
+
 def test_a_firewall() -> None:
     send = [services_cases.PYTHON, "-c", "import socket; socket.socket(type=2).sendto(b'', ('127.0.0.1', 9))"]
     assert sandbox.service(send).returncode == 0
