@@ -35,11 +35,12 @@ class ServiceFactory:
         __tracebackhide__ = True
         import sandbox
 
-        fields.setdefault("manager", self._item.config.getoption("sandbox_systemd", None))
+        state = self._item.config.stash[STATE]
+        fields.setdefault("manager", state.settings.systemd)
         try:
             service = sandbox.start_service(command, **fields)
         except sandbox.SandboxError as error:
-            self._item.config.stash[STATE].fail(error)
+            state.fail(error)
         self._item.stash.setdefault(_SERVICES, []).append(service)
         return service
 
