@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["base", "draft_of", "identity", "stored"]
 
+#: Members of a configuration that every draft makes anew.
+_OWN = ("rootfs", "history", "created")
 #: Lists of installed packages, and directories that programs are put into.
 _CHANGING = (
     "/var/lib/dpkg/status", "/var/lib/rpm/rpmdb.sqlite", "/usr/lib/sysimage/rpm/rpmdb.sqlite", "/lib/apk/db/installed",
@@ -49,25 +51,24 @@ def base(reference: str, workshop: Workshop) -> Draft:
 
 
 def stored(image: Image, store: Store) -> Draft | None:
-    """The image with the layers that it came with, if the store has them."""
+    """The image with the layers that it came with, if the store has kept them all (SANDBOX_KEEP_BLOBS)."""
     if image.digest is None or not store.blobs.has(image.digest):
         return None
-    return Draft.known(store, image.digest)
+    draft = Draft.known(store, image.digest)
+    return draft if all(store.blobs.has(layer.blob.digest, layer.blob.size) for layer in draft.layers) else None
 
 
 def draft_of(image: Image, workshop: Workshop) -> Draft:
     """An image that only its unpacked layers are known of: its root becomes one layer, once."""
-    store = workshop.store
-    key = f"flat:{key_of(identity(image), image.ownership_lost)}"
-    if (digest := workshop.recall(key)) is not None:
-        return Draft.known(store, digest)
-    order = Order(target="/", patterns=("",), owner=None, lenient=True)
-    layer = workshop.copy([], layers_of(image), order)
-    config = oci.to_dict(image.config)
-    document = {name: value for name, value in config.items() if name not in ("rootfs", "history", "created")}
-    draft = Draft({**document, "config": document.get("config") or {}}).noted(f"FROM {image.reference}", layer)
-    workshop.remember(key, draft.save(store).digest)
-    return draft
+
+    def flat() -> Draft:
+        order = Order(target="/", patterns=("",), owner=None, lenient=True)
+        layer = workshop.copy([], layers_of(image), order)
+        document = {name: value for name, value in oci.to_dict(image.config).items() if name not in _OWN}
+        return Draft({**document, "config": document.get("config") or {}}).noted(f"FROM {image.reference}", layer)
+
+    digest = workshop.once(f"flat:{key_of(identity(image), image.ownership_lost)}", flat)
+    return Draft.known(workshop.store, digest)
 
 
 def identity(image: Image) -> str:

@@ -39,23 +39,8 @@ def resolve(reference: Reference, store: Store) -> Image:
     """
     workshop = Workshop(store)
     argv = command(reference)
-    name = f"mmdebstrap:{key_of(argv)}"
-    if (found := _known(workshop, name, reference)) is not None:
-        return found
-    with store.places.lock(f"build-{name.partition(':')[2]}"):
-        if (found := _known(workshop, name, reference)) is None:
-            workshop.remember(name, draft(reference, argv, workshop).save(store).digest)
-            found = _known(workshop, name, reference)
-    assert found is not None
-    return found
-
-
-def _known(workshop: Workshop, name: str, reference: Reference) -> Image | None:
-    digest = workshop.recall(name)
-    if digest is None:
-        return None
-    start = Images(workshop.store).get(digest).start
-    return Manifests(workshop.store.blobs, reference.text, workshop.store).image(start)
+    digest = workshop.once(f"mmdebstrap:{key_of(argv)}", lambda: draft(reference, argv, workshop))
+    return Manifests(store.blobs, reference.text, store).image(Images(store).get(digest).start)
 
 
 def command(reference: Reference) -> list[str]:

@@ -109,16 +109,9 @@ class Prepared:
         store = Store(chosen.store) if chosen.store else Store.default()
         workshop = Workshop(store, chosen)
         image = self.below(workshop.options)
-        name = self.name_of(image)
-        if (known := self._known(workshop, name, image)) is not None:
-            return known
-        with store.places.lock(f"build-{name.partition(':')[2]}"):
-            if (known := self._known(workshop, name, image)) is not None:
-                return known
-            workshop.remember(name, self._made(image, workshop).save(store).digest)
-        found = self._known(workshop, name, image)
-        assert found is not None
-        return found
+        digest = workshop.once(self.name_of(image), lambda: self._made(image, workshop))
+        found = Manifests(store.blobs, str(self), store).image(Images(store).get(digest).start)
+        return attrs.evolve(image, layers=(*image.layers, *found.layers)) if image.kind == "host" else found
 
     def below(self, options: Options) -> Image:
         """The image that the container is started from, the first time."""
@@ -133,15 +126,6 @@ class Prepared:
         model = attrs.asdict(attrs.evolve(self.container, image="host", ready=None), value_serializer=_plain)
         inputs = [identity(image), _facts(model), _facts(self.until)]
         return f"prepared:{key_of(*inputs, [_facts(each) for each in self.run], _facts(self.key))}"
-
-    @staticmethod
-    def _known(workshop: Workshop, name: str, below: Image) -> Image | None:
-        digest = workshop.recall(name)
-        if digest is None:
-            return None
-        start = Images(workshop.store).get(digest).start
-        found = Manifests(workshop.store.blobs, "prepared", workshop.store).image(start)
-        return attrs.evolve(below, layers=(*below.layers, *found.layers)) if below.kind == "host" else found
 
     def _made(self, image: Image, workshop: Workshop) -> Draft:
         """Do the slow part."""

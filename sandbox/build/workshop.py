@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sandbox.build.copying import Order
+    from sandbox.build.draft import Draft
     from sandbox.images.image import Image
     from sandbox.images.store import Store
 
@@ -78,6 +79,17 @@ class Workshop:
     def remember(self, key: str, digest: str) -> None:
         """Note it for the next time."""
         self._known.set(key, digest)
+
+    def once(self, key: str, make: Callable[[], Draft]) -> str:
+        """What was made under this key, or is now: one process makes it while others wait. The digest of its manifest."""
+        digest = self.recall(key)
+        if digest is None:
+            with self.store.places.lock(f"build-{key.partition(':')[2]}"):
+                digest = self.recall(key)
+                if digest is None:
+                    digest = make().save(self.store).digest
+                    self.remember(key, digest)
+        return digest
 
     def copy(self, root: Sequence[str], source: Sequence[str] | Path | None, order: Order, *, ignore: Sequence[str] = (),
              ) -> LayerRef | None:  # fmt: skip
