@@ -142,6 +142,29 @@ mount(b"overlay", b"/tmp/all", b"lowerdir=/tmp/low,upperdir=/tmp/up,workdir=/tmp
     return failure and f"no overlayfs in a user namespace: {failure}"
 
 
+@probe("tmpfs.xattr")
+def _tmpfs_xattr() -> str | None:
+    """user.* attributes on a tmpfs (Linux 6.6): without, an overlay above it cannot remove an image's directories."""
+    script = (
+        "import os\nuid, gid = os.getuid(), os.getgid()\n"
+        + _UNSHARE.format(flags=_CLONE_NEWUSER | _CLONE_NEWNS)
+        + """
+for file, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+    with open(f"/proc/self/{file}", "w") as stream:
+        stream.write(text)
+if libc.mount(b"none", b"/tmp", b"tmpfs", 0, None):
+    sys.exit(os.strerror(ctypes.get_errno()))
+try:
+    open("/tmp/file", "w").close()
+    os.setxattr("/tmp/file", "user.probe", b"1")
+except OSError as error:
+    sys.exit(error.strerror)
+"""
+    )
+    failure = _failure_of(script)
+    return failure and f"no user.* attributes on tmpfs: {failure}"
+
+
 @probe("idmap")
 def _idmap() -> str | None:
     """An idmapped mount of the file system that holds the temporary directory (Linux 5.12; needs root)."""
@@ -454,6 +477,7 @@ EXPECTED_IN_CI: dict[str, tuple[Callable[[], bool], str]] = {
     "systemd.scopes": (_not_in_uml, "CI machines lack systemd as PID 1; the User-mode Linux machine has it"),
     "systemd.manager": (_without_delegation, "nobody delegates a cgroup to the throw-away user"),
     "systemd.booted": (_not_in_uml, "CI machines lack systemd as PID 1; the User-mode Linux machine has it"),
+    "tmpfs.xattr": (_in_uml, "its kernel is 6.1, and `sandbox doctor` says what that lacks; the host's suite has it"),
     **dict.fromkeys(
         ("podman", "redis", "schema", "skopeo", "umoci"),
         (_in_uml, "left out of the disk: what it is for does not depend on the kernel, and the host's suite has it"),

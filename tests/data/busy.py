@@ -103,7 +103,10 @@ def open_files() -> dict[str, list[str]]:
 
 
 def _only_child(pid: int) -> int:
-    children = [word for task in Path(f"/proc/{pid}/task").iterdir() for word in (task / "children").read_text().split()]
+    children: list[str] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            children += (task / "children").read_text().split()
     (child,) = children
     return int(child)
 

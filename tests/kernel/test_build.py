@@ -73,6 +73,7 @@ def built(store: Store, tmp_path: Path) -> Build:
     return do
 
 
+@requires("tmpfs.xattr")
 def test_what_a_command_changes(store: Store, built: Build) -> None:
     """Whiteouts, opaque directories, owners, modes, links, times; and nothing of ours."""
     digest = built(

@@ -11,7 +11,7 @@ from gate import requires
 pytestmark = requires("userns", "overlay")
 
 MOUNTS = "mount -t tmpfs hidden /var/lib/misc && touch /var/lib/misc/of-the-mount && mount --bind /etc/hostname /etc/hosts"
-SEE = "ls /var/lib/misc; ls -d /var/lib/dpkg /etc/ssl; touch /etc/new /var/lib/dpkg/new && echo writable"
+SEE = "ls /var/lib/misc; ls -d /var/lib/dpkg /etc/skel; touch /etc/new /var/lib/dpkg/new && echo writable"
 PROGRAM = f"import sandbox; print(sandbox.run(['sh', '-c', {SEE!r}], image='host', check=True).stdout)"
 
 
@@ -24,4 +24,4 @@ def test_what_is_mounted_in_the_hosts_trees_is_not_seen_and_not_in_the_way(kind:
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["/etc/ssl", "/var/lib/dpkg", "writable"]
+    assert done.stdout.split() == ["/etc/skel", "/var/lib/dpkg", "writable"]
