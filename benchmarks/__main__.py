@@ -15,11 +15,12 @@ from pathlib import Path
 
 from sandbox.errors import SandboxError
 
-from . import alone, builds, cases, images, material, registry, report, services
+from . import alone, builds, cases, images, material, registry, report, scopes, services
 from .measure import FULL, QUICK, Effort, Row
 
 #: The groups of measurements, in the order in which they are made.
-GROUPS = ("memory", "peers", "many", "readiness", "kill", "pytest", "registry", "services", "images", "builds")
+GROUPS = ("memory", "peers", "many", "readiness", "kill", "pytest", "scopes", "registry", "services", "images",
+          "builds")
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -92,6 +93,7 @@ def measure(
         "kill": lambda: alone.clean_up(subject, effort),
         "builds": lambda: builds.rows(work, work / "root", effort),
         "pytest": lambda: alone.pytest_overhead(subject, work, effort),
+        "scopes": lambda: scopes.rows(subject, effort),
         "registry": lambda: registry.against_skopeo(work, effort, 50 if effort.slow_pairs >= FULL.slow_pairs else 10),
         "services": lambda: services.rows(effort),
         "images": with_images,

@@ -214,8 +214,8 @@ def run(
     with conversation, contextlib.closing(streams):
         try:
             process = Process(args, conversation, streams, _no_signals)
-            preparation.settle()
             out, err = process.communicate(input, timeout)
+            preparation.settle()
         except TimeoutExpired:
             with contextlib.suppress(PodStateError):
                 shim.call("pod.remove", pod=preparation.id)

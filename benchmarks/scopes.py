@@ -1,0 +1,62 @@
+"""What systemd costs a start: the time in which the client is in the scopes' code and can do nothing else."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sandbox.cgroups import choose
+from sandbox.errors import SandboxError
+
+from .cases import Subject
+from .measure import Effort, Row, percentiles
+
+#: Milliseconds of a start that may be spent on D-Bus.
+_TARGET = 0.5
+
+
+class _Stopwatch:
+    """Adds up what its functions take."""
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, timed; and the function that it returns, if it returns one."""
+
+        def timed(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                result = function(*arguments)
+            finally:
+                self.spent += time.perf_counter() - start
+            return self.around(result) if callable(result) else result
+
+        return timed
+
+
+def rows(subject: Subject, effort: Effort) -> list[Row]:
+    """The median over starts with a rest in between, in which the next scope is made. Raises if there is no systemd."""
+    giver = choose()
+    if giver.name != "systemd":
+        raise SandboxError("cgroups do not come from it here", operation="measure", object="systemd",
+                           cause=choose("systemd").why_not())  # fmt: skip
+    watch = _Stopwatch()
+    times = []
+    plain = giver.grant, giver.declare
+    giver.grant, giver.declare = map(watch.around, plain)  # type: ignore[method-assign]
+    try:
+        for _ in range(effort.pairs + 3):  # the first ones find no scope ready
+            watch.spent = 0.0
+            subject.run()
+            times.append(watch.spent * 1e3)
+            time.sleep(effort.patience)
+    finally:
+        giver.grant, giver.declare = plain  # type: ignore[method-assign]
+    found = times[3:]
+    return [
+        Row("D-Bus in the way of a start", statistics.median(found), "ms", target=_TARGET, count=len(found),
+            spread=percentiles(found), note=f"{giver.describe()}; a scope asked for, declared and confirmed"),
+    ]  # fmt: skip
