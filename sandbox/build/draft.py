@@ -25,6 +25,13 @@ __all__ = ["LAYER_TYPE", "Draft", "LayerRef", "now"]
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 
 
+#: What an image takes over from the one that it is built on; docker's has more, about the container that made it.
+_INHERITED = frozenset({"architecture", "os", "os.version", "os.features", "variant", "author", "config"})
+_OF_A_CONTAINER = frozenset({
+    "Hostname", "Domainname", "AttachStdin", "AttachStdout", "AttachStderr", "Tty", "OpenStdin", "StdinOnce", "Image",
+})  # fmt: skip
+
+
 def now() -> str:
     """The time, as configurations have it (RFC 3339)."""
     return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -75,8 +82,9 @@ class Draft:
         config = parse_json(text, digest, "configuration")
         found = descriptors(manifest, "layers", digest, "manifest")
         layers = tuple(LayerRef(*pair) for pair in zip(diff_ids(config, digest), found, strict=True))
-        document = {key: value for key, value in config.items() if key not in ("rootfs", "history", "created")}
-        document["config"] = config.get("config") or {}
+        document = {key: value for key, value in config.items() if key in _INHERITED}
+        inner = config.get("config") or {}
+        document["config"] = {key: value for key, value in inner.items() if key not in _OF_A_CONTAINER}
         return cls(document, layers, tuple(config.get("history") or ()))
 
     @property
