@@ -313,6 +313,13 @@ class Services:
                 sandbox.service(["true"])
             assert service.poll() is None
 
+    def test_what_takes_too_long_to_start_is_not_left_behind(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from sandbox.services import start
+
+        monkeypatch.setattr(start, "_PATIENCE", 0.3)
+        with pytest.raises(sandbox.SandboxError, match="no answer within"):
+            sandbox.service(["true"], ExecStartPre=["/bin/sleep", "60"])
+
     # -- find ---------------------------------------------------------------------------------------------------
 
     def test_find(self, tmp_path: Path) -> None:

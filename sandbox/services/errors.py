@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sandbox._text import describe_exit
 from sandbox.errors import ModelError, SandboxError, SetupError, UnsupportedFeature
+from sandbox.systemd_errors import ManagerRefused, NoManager, UnitClash
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -16,18 +17,6 @@ __all__ = [
     "ManagerRefused", "NoManager", "NotEnforced", "PropertyError", "ServiceError", "ServiceExited", "ServiceSetupError",
     "UnitClash",
 ]  # fmt: skip
-
-
-class NoManager(SandboxError):
-    """There is no systemd manager that would run services, or it has gone."""
-
-
-class ManagerRefused(SandboxError, PermissionError):
-    """The manager, or polkit for it, does not let this user do that."""
-
-
-class UnitClash(SandboxError, FileExistsError):
-    """A unit of this name is there already (``object`` is the name)."""
 
 
 class PropertyError(ModelError):

@@ -10,8 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from sandbox.errors import SandboxError
-from sandbox.services.errors import ManagerRefused, NoManager, PropertyError, ServiceError, UnitClash
+from sandbox.services.errors import NoManager, PropertyError
 
 if TYPE_CHECKING:
     from sandbox_systemd.manager import Manager
@@ -133,6 +132,10 @@ class Home:
             found |= _cgroup1()
         return frozenset(found)
 
+    def has_ended(self) -> bool:
+        """A private manager that somebody has killed: its directory has gone with it, and so has what it ran."""
+        return self.manager.kind == "private" and not os.path.exists(f"{self.manager.name}/systemd/private")
+
     def close(self) -> None:
         """End the connection, and what was bound to it."""
         if self._client is not None:
@@ -173,7 +176,7 @@ def home(kind: str | None = None) -> Home:
     wanted = kind or os.environ.get("SANDBOX_SYSTEMD") or "auto"
     with _opening:
         there = _homes.get(wanted)
-        if there is None or there.pid != os.getpid():
+        if there is None or there.pid != os.getpid() or there.has_ended():
             there = _homes[wanted] = _open(wanted)
         return there
 
@@ -200,18 +203,14 @@ def errors_of_systemd(operation: str, object: str | None = None) -> Iterator[Non
 
 
 def _translate(error: Any, operation: str, object: str | None) -> NoReturn:
-    from sandbox_systemd import errors
+    from sandbox_systemd.errors import InvalidProperty
 
-    facts = {"operation": error.operation or operation, "object": error.object or object, "cause": error.cause,
-             "hint": error.hint}  # fmt: skip
-    if isinstance(error, errors.InvalidProperty):
+    from sandbox.systemd_errors import public
+
+    error.about(operation, object)
+    if isinstance(error, InvalidProperty):
         name, _, value = str(error.object or "").partition("=")
         raise PropertyError(
             error.detail, class_name="service", field=name or "property", value=value, cause=error.cause, hint=error.hint,
         ) from None  # fmt: skip
-    kinds: dict[type, type[SandboxError]] = {
-        errors.NoBus: NoManager, errors.ConnectionLost: NoManager, errors.AccessDenied: ManagerRefused,
-        errors.UnitExists: UnitClash,
-    }  # fmt: skip
-    kind = next((ours for theirs, ours in kinds.items() if isinstance(error, theirs)), ServiceError)
-    raise kind(error.detail, **facts) from None
+    raise public(error) from None

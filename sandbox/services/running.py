@@ -17,6 +17,7 @@ from sandbox._process import AnyText, Streams, signal_value
 from sandbox.errors import PodStateError, SandboxError, TimeoutExpired
 from sandbox.services.ending import Ending, ServiceResult, ServiceUsage, gather
 from sandbox.services.managers import errors_of_systemd
+from sandbox.systemd_errors import ManagerTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,8 @@ _SERVICE = "org.freedesktop.systemd1.Service"
 _UNIT = "org.freedesktop.systemd1.Unit"
 #: Seconds from SIGKILL until systemd has seen that everything is gone.
 _KILL_PATIENCE = 10.0
+#: Seconds that stopping may take if nobody says otherwise; TimeoutStopSec= comes first.
+_STOP_PATIENCE = 100.0
 #: States of a service whose command has ended, one way or another.
 _ENDED = frozenset({"exited", "failed"})
 
@@ -312,19 +315,20 @@ class RunningService:
         try:
             self._do("signal service", lambda: self._home.manager.kill(self.unit, value, who=who))
         except SandboxError:
-            if not self._ended.wait(0.1):  # it may have ended in this moment
+            if not self._ended.wait(1.0):  # it may have ended in this moment
                 raise
 
     def stop(self, timeout: float | None = None) -> int:
         """Stop it as its unit says (KillSignal=, TimeoutStopSec=); kill it after ``timeout`` seconds. The exit status."""
-        if not self._ended.is_set():
-            from sandbox_systemd.errors import BusTimeout, NoSuchUnit
+        from sandbox_systemd.errors import NoSuchUnit
 
-            with errors_of_systemd("stop service", self.unit), contextlib.suppress(BusTimeout, NoSuchUnit):
-                patience = _KILL_PATIENCE + 90 if timeout is None else timeout
-                self._home.manager.stop(self.unit, timeout=patience)
-        if not self._ended.wait(0.5 if timeout is None else 0.0):
-            self.kill()
+        if not self._ended.is_set():
+            patience = _STOP_PATIENCE if timeout is None else timeout
+            try:
+                with errors_of_systemd("stop service", self.unit), contextlib.suppress(NoSuchUnit):
+                    self._home.manager.stop(self.unit, timeout=patience)
+            except ManagerTimeout:
+                self.kill()
         return self.wait(_KILL_PATIENCE)
 
     def freeze(self) -> None:

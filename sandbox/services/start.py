@@ -135,6 +135,7 @@ def _start(
         giver = undo.enter_context(contextlib.closing(Giver(given))) if given else None
         pipes = kind(**streams)
         undo.callback(pipes.close)
+        undo.callback(pipes.release)
         path = root.path if root else None
         properties = [*typed, *_of_unit(what, place, pipes.given, path, giver, ready_timeout)]
         running = _launch(what, place, pipes, properties, path, ready_timeout)
@@ -154,8 +155,9 @@ def _launch(
         try:
             with contextlib.suppress(JobFailed):
                 place.manager.start_transient(unit, properties, timeout=_PATIENCE + (ready_timeout or 0))
-        except BaseException:
+        except BaseException as problem:
             watched.close()
+            _abandon(place, unit, problem)
             raise
     finally:
         streams.release()
@@ -164,6 +166,18 @@ def _launch(
         running.close()
         raise error
     return running
+
+
+def _abandon(place: Home, unit: str, error: BaseException) -> None:
+    """It may be starting still, after a time-out or Ctrl-C; a unit that was refused is not ours to stop."""
+    from sandbox_systemd.errors import BusTimeout, SystemdError
+
+    if isinstance(error, SystemdError) and not isinstance(error, BusTimeout):
+        return
+    with contextlib.suppress(SystemdError):
+        place.manager.stop(unit, timeout=_PATIENCE)
+    with contextlib.suppress(SystemdError):
+        place.manager.reset_failed(unit)
 
 
 def _failure(running: RunningService, root: Path | None, ready_timeout: float | None) -> SandboxError | None:

@@ -72,9 +72,10 @@ pid = int(open(managers.home("private").cgroup + "/init.scope/cgroup.procs").rea
 os.kill(pid, signal.SIGKILL)
 try: service.wait(10)
 except NoManager as error: print("told:", error.detail)
-try: sandbox.service(["true"], manager="private")
-except NoManager as error: print("told again")
+for _ in range(50):
+    try: print("another:", sandbox.service(["true"], manager="private").returncode); break
+    except NoManager: pass  # its keeper has not seen it yet
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert "told:" in done.stdout, done.stderr
-    assert "told again" in done.stdout or done.returncode == 0
+    assert "another: 0\n" in done.stdout, done.stderr
