@@ -403,16 +403,18 @@ class Downloads:
         nothing about the source.
         """
         problems: list[ImageError] = []
-        inherited = bool(partial.size)
+        inherited, begun = bool(partial.size), False
         sources = list(self._sources)
         while sources:
-            if not inherited and not partial.size:
+            if not inherited and not begun:
                 arrival.arriving(partial.file)
+                begun = True
             try:
                 self._from(sources[0], partial, arrival, visible=not inherited)
                 return
             except ImageVerificationError as error:
                 partial.reset()
+                begun = False
                 self._progress.begin(arrival.blob.digest, arrival.blob.size, 0)
                 if inherited:
                     inherited = False

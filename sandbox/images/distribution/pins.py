@@ -157,12 +157,17 @@ def _mode(path: Path) -> int:
 
 
 def _table(name: str, pin: Pin) -> str:
-    key = json.dumps(name)  # what JSON quotes, TOML reads
-    lines = ["", f"[images.{key}]", f"digest = {json.dumps(pin.digest)}"]
+    key = _quoted(name)
+    lines = ["", f"[images.{key}]", f"digest = {_quoted(pin.digest)}"]
     if pin.platforms:
         lines += ["", f"[images.{key}.platforms]"]
-        lines += [f"{json.dumps(platform)} = {json.dumps(digest)}" for platform, digest in sorted(pin.platforms.items())]
+        lines += [f"{_quoted(platform)} = {_quoted(digest)}" for platform, digest in sorted(pin.platforms.items())]
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """As a basic string of TOML: JSON's, but that characters stand for themselves, and DEL does not."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _pin(path: Path, name: str, table: Any) -> Pin:

@@ -240,7 +240,7 @@ class _Push:
         return joined(answer.url, place)
 
     def _upload(self, blob: Descriptor, place: str, file: BinaryIO) -> None:
-        """One request for a small blob, pieces for a large one; each is verified before it leaves."""
+        """One request for a small blob, pieces for a large one; it is verified before the registry may call it whole."""
         hashed = new_hash(blob.digest, self._destination.text)
         position = 0
         while blob.size - position > _PIECE:
