@@ -327,22 +327,15 @@ def _program(name: str, *arguments: str) -> str | None:
     return None if done.returncode == 0 else f"{name} {' '.join(arguments)} ended with {done.returncode}"
 
 
-for _name, *_arguments in (
-    ("busybox", "true"),
-    ("bwrap", "--version"),
-    ("crun", "--version"),
-    ("docker-registry", "--version"),
-    ("openssl", "version"),
-    ("podman", "--version"),
-    ("redis-server", "--version"),
-    ("runc", "--version"),
-    ("skopeo", "--version"),
-    ("systemd", "--version"),
-    ("systemd-run", "--version"),
-    ("systemd-analyze", "--version"),
-    ("umoci", "--version"),
-):
-    PROBES[_name.removesuffix("-server")] = functools.cache(functools.partial(_program, _name, *_arguments))
+#: Programs, and what shows that one works where that is not ``--version``.
+_PROGRAMS = {
+    **dict.fromkeys(("bwrap", "crun", "docker-registry", "podman", "redis-server", "runc"), "--version"),
+    **dict.fromkeys(("skopeo", "systemd", "systemd-run", "systemd-analyze", "umoci"), "--version"),
+    "busybox": "true",
+    "openssl": "version",
+}
+for _name, _argument in _PROGRAMS.items():
+    PROBES[_name.removesuffix("-server")] = functools.cache(functools.partial(_program, _name, _argument))
 
 
 @probe("postgres")
