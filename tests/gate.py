@@ -11,8 +11,6 @@ the mount. It answers None ("it is there") or says in a few words what is missin
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import importlib.util
 import os
@@ -21,10 +19,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from gate_cgroups import cgroup1, cgroup2, mounts
 
 Probe = Callable[[], str | None]
 
@@ -204,96 +203,16 @@ finally:
 # --- cgroups ------------------------------------------------------------------
 
 
-def _mounts(fstype: str) -> list[tuple[Path, set[str]]]:
-    """Mount points of a file system type and their super block options (proc_pid_mountinfo(5))."""
-    found = []
-    for line in Path("/proc/self/mountinfo").read_text("utf-8").splitlines():
-        before, _, after = line.partition(" - ")
-        kind, _, options = after.split(" ", 2)
-        if kind == fstype:
-            found.append((Path(before.split(" ")[4]), set(options.split(","))))
-    return found
-
-
-def _own_cgroup(hierarchy: str) -> str:
-    """Our path in a hierarchy: "" names cgroup2, a controller the v1 hierarchy it belongs to."""
-    for line in Path("/proc/self/cgroup").read_text("utf-8").splitlines():
-        number, controllers, path = line.split(":", 2)
-        if hierarchy in controllers.split(",") if hierarchy else number == "0":
-            return path.lstrip("/")
-    return ""
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One probe at a time: other test processes switch the same controller on and off."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _child_of(parent: Path, controller: str | None = None) -> str | None:
-    """Make a cgroup below ``parent``; with ``controller``, see that the child really has it."""
-    child = parent / f"probe-{os.getpid()}"
-    try:
-        child.mkdir()
-    except OSError as error:
-        return f"cannot make a cgroup in {parent}: {error.strerror}"
-    try:
-        with _locked(parent):
-            return None if controller is None else _enable(parent, child, controller)
-    finally:
-        child.rmdir()
-
-
-def _enable(parent: Path, child: Path, controller: str) -> str | None:
-    def has_it() -> bool:
-        return controller in (child / "cgroup.controllers").read_text("ascii").split()
-
-    if has_it():
-        return None
-    control = parent / "cgroup.subtree_control"
-    try:
-        control.write_text(f"+{controller}", "ascii")
-    except OSError:
-        return f"{parent} has no controller {controller} to hand on"
-    there = has_it()
-    control.write_text(f"-{controller}", "ascii")
-    return None if there else f"{parent} does not hand {controller} on"
-
-
-def _cgroup2(controller: str | None = None) -> str | None:
-    """A cgroup2 directory that we may make children in: our own cgroup, or for root the top."""
-    reason = "cgroup2 is not mounted"
-    for top, _ in _mounts("cgroup2"):
-        for parent in dict.fromkeys((top / _own_cgroup(""), top)):
-            failure = _child_of(parent, controller)
-            if failure is None:
-                return None
-            reason = failure
-    return reason
-
-
-def _cgroup1(controller: str) -> str | None:
-    for top, options in _mounts("cgroup"):
-        if controller in options:
-            return _child_of(top / _own_cgroup(controller))
-    return f"no cgroup v1 hierarchy has {controller}"
-
-
 for _name in ("cpu", "io", "memory", "pids"):
-    PROBES[f"cgroup2.{_name}"] = functools.cache(functools.partial(_cgroup2, _name))
+    PROBES[f"cgroup2.{_name}"] = functools.cache(functools.partial(cgroup2, _name))
 for _name in ("cpu", "cpuacct", "freezer", "memory", "pids"):
-    PROBES[f"cgroup1.{_name}"] = functools.cache(functools.partial(_cgroup1, _name))
+    PROBES[f"cgroup1.{_name}"] = functools.cache(functools.partial(cgroup1, _name))
 
 
 @probe("cgroup2")
 def _cgroup2_for_pods() -> str | None:
     """A cgroup2 directory for a pod: one that we make, or a scope of systemd's."""
-    return None if (reason := _cgroup2()) is None or missing("systemd.scopes") is None else reason
+    return None if (reason := cgroup2()) is None or missing("systemd.scopes") is None else reason
 
 
 @probe("memory.limit")
@@ -439,7 +358,7 @@ def _zstd() -> str | None:
 
 
 def _hybrid() -> bool:
-    return any("memory" in options for _, options in _mounts("cgroup"))
+    return any("memory" in options for _, options in mounts("cgroup"))
 
 
 def _is_root() -> bool:
@@ -472,7 +391,7 @@ EXPECTED_IN_CI: dict[str, tuple[Callable[[], bool], str]] = {
     "systemd.booted": (_not_in_uml, "CI machines lack systemd as PID 1; the User-mode Linux machine has it"),
     "tmpfs.xattr": (_in_uml, "its kernel is 6.1, and `sandbox doctor` says what that lacks; the host's suite has it"),
     **dict.fromkeys(
-        ("podman", "redis", "schema", "skopeo", "umoci"),
+        ("podman", "postgres", "redis", "schema", "skopeo", "umoci"),
         (_in_uml, "left out of the disk: what it is for does not depend on the kernel, and the host's suite has it"),
     ),
     **{

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import gate
+import gate_cgroups
 import pytest
 
 CONFTEST = Path(__file__).parents[1] / "conftest.py"
@@ -93,7 +94,7 @@ def test_a_probe_answers_and_leaves_no_cgroup(name: str) -> None:
     answer = gate.missing(name)
     assert answer is None or (answer and "\n" not in answer)
     for fstype in ("cgroup", "cgroup2"):
-        for top, _ in gate._mounts(fstype):
+        for top, _ in gate_cgroups.mounts(fstype):
             assert list(top.rglob(f"probe-{os.getpid()}")) == []
 
 
@@ -102,4 +103,4 @@ def test_every_expected_absence_names_a_probe() -> None:
 
 
 def test_the_mount_table_is_read_as_the_kernel_writes_it() -> None:
-    assert any(top == Path("/proc") for top, _ in gate._mounts("proc"))
+    assert any(top == Path("/proc") for top, _ in gate_cgroups.mounts("proc"))
