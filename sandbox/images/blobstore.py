@@ -38,7 +38,11 @@ class BlobStore:
         return open(self._places.root / name, "rb")
 
     def has(self, digest: str, size: int | None = None) -> bool:
-        """Whether a blob is here, of this size if one is given; if so, it stays."""
+        """Whether a blob is here, of this size if one is given; if so, it stays.
+
+        :raises ImageError: the digest is malformed
+        """
+        new_hash(digest, "blob")  # a path is made of it
         name = path_of(digest)
         self._places.use(name)
         try:

@@ -177,7 +177,7 @@ class _Lease:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
-        self._descriptor = _locked(self._path)
+        self._descriptor = _locked(self._path, flags=os.O_APPEND)  # forks of this process have it too
         self.things: set[str] = set()
 
     def exists(self) -> bool:
@@ -185,15 +185,14 @@ class _Lease:
         return self._path.exists()
 
     def add(self, things: list[str]) -> None:
-        os.lseek(self._descriptor, 0, os.SEEK_END)
         os.write(self._descriptor, "".join(f"{thing}\n" for thing in things).encode())
         self.things.update(things)
 
 
-def _locked(path: Path, *, wait: bool = True, create: bool = True) -> int:
+def _locked(path: Path, *, wait: bool = True, create: bool = True, flags: int = 0) -> int:
     """Open and lock a file that others may be about to remove: what is locked is what the path names."""
     while True:
-        descriptor = os.open(path, _OPEN if create else _OPEN & ~os.O_CREAT, 0o600)
+        descriptor = os.open(path, (_OPEN if create else _OPEN & ~os.O_CREAT) | flags, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):

@@ -303,6 +303,17 @@ def test_media_types_that_are_no_layer(tmp_path: Path, store: Store, media_type:
     assert isinstance(refused(layout, store), MediaTypeError)
 
 
+def test_digests_that_are_paths(tmp_path: Path, store: Store) -> None:
+    """A file of the right size that is there already must not pass for a layer of the image."""
+    layout = tmp_path / "layout"
+    found = one_image(layout)
+    manifest = json.loads((layout / "blobs/sha256" / found["digest"][7:]).read_text())
+    (tmp_path / "victim").write_bytes(b"x" * manifest["layers"][0]["size"])
+    manifest["layers"][0]["digest"] = "sha256:../../../victim"
+    make.put_index(layout, make.tagged(make.put_json(layout, manifest, make.MANIFEST), "latest"))
+    assert "is not a digest" in str(refused(layout, store))
+
+
 def test_an_attestation_is_not_an_image(tmp_path: Path, store: Store) -> None:
     layout = tmp_path / "layout"
     note = {"vnd.docker.reference.type": "attestation-manifest"}
