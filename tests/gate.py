@@ -259,10 +259,8 @@ for _name, _argument in _PROGRAMS.items():
 
 @probe("postgres")
 def _postgres() -> str | None:
-    """PostgreSQL's server, where Debian and its relatives put it, and its client."""
-    if not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
-        return "there is no /usr/lib/postgresql/*/bin/initdb"
-    return _program("psql", "--version")
+    there = any(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return _program("psql", "--version") if there else "PostgreSQL's server is not in /usr/lib/postgresql"
 
 
 @probe("python")
