@@ -165,7 +165,7 @@ class Services:
             until(lambda: service.logs() == "out\nerr\n")
             assert service.state == "running"
             assert service.poll() is None
-            assert Path(f"/proc/{service.pid}/comm").read_text() == "sleep\n"
+            until(lambda: Path(f"/proc/{service.pid}/comm").read_text() == "sleep\n")
             assert service.stats().tasks == 1
             assert service.logs(tail=1) == "err\n"
             assert service.get("Description").startswith("sandbox: ")

@@ -244,6 +244,9 @@ def _of_unit(
             found.append(("NotifyAccess", Variant("s", "exec")))
     if (sock := _hidden_notify_socket(what, place)) is not None:
         found.append(("BindPaths", Variant("a(ssbt)", [(sock, sock, False, 0)])))
+        if what.settings.protect_home == "yes" and sock.startswith("/run/user/"):
+            # Nobody may enter what stands for a hidden directory; an empty one hides as much.
+            found.append(("ProtectHome", Variant("s", "tmpfs")))
     return found
 
 

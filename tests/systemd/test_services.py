@@ -63,6 +63,7 @@ def test_a_service_goes_with_its_client() -> None:
     services_cases.until(lambda: not Path(f"/proc/{pid}").exists())
 
 
+@requires("systemd.private")
 def test_a_manager_that_is_killed() -> None:
     code = """
 import os, signal, sandbox
