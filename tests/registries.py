@@ -255,6 +255,10 @@ class Fault:
     no_range: bool = False
     #: Seconds to wait before each 64 KiB.
     slow: float = 0.0
+    #: Send the first MiB of the body, then wait for this.
+    hold: threading.Event | None = None
+    #: Do not say how long the body is.
+    endless: bool = False
     #: Change headers of the answer.
     change: dict[str, str] = field(default_factory=dict)
 
@@ -275,6 +279,13 @@ class MiddleHandler(Handler):
         body = self.body()
         fault = self.server.rule(request) or Fault()
         if fault.status:
+            if fault.endless:
+                self.close_connection = True
+                self.send_response(fault.status)
+                self.send_header("Connection", "close")
+                self.end_headers()
+                self.wfile.write(fault.body)
+                return
             self.reply(fault.status, fault.headers, fault.body)
             return
         self._pass_on(body, fault)
@@ -311,6 +322,8 @@ class MiddleHandler(Handler):
                 return
             self.wfile.write(piece)
             position += len(piece)
+            if fault.hold is not None and position >= 1 << 20:
+                fault.hold.wait(60)
 
 
 class Middle:

@@ -208,6 +208,16 @@ def test_another_blob_than_the_digest_says(liar: Liar, store: Store, served: byt
         get(liar, store)
 
 
+def test_a_layer_without_end(liar: Liar, store: Store) -> None:
+    """The server does not say how long it is: reading ends at the size that was promised."""
+    liar.image()
+    answer = liar.answers[f"blobs/{make.sha256(PACKED)}"]
+    answer.body, answer.endless = PACKED + bytes(20 << 20), True
+    with pytest.raises(ImageVerificationError) as caught:
+        get(liar, store)
+    assert caught.value.actual == f"more than {len(PACKED)}"
+
+
 def test_a_layer_that_is_not_what_the_configuration_says(liar: Liar, store: Store) -> None:
     liar.image(liar.blob(gzip.compress(make.tar([make.file("evil")])), make.TAR_GZIP))
     with pytest.raises(ImageVerificationError):

@@ -233,7 +233,9 @@ def test_an_upload_goes_on_where_it_broke(
 
 PULL = """
 import sys
+import sandbox.images.distribution.pull
 from sandbox.images import resolve
+print("begins", flush=True)
 print(resolve(sys.argv[1]).layers[0], flush=True)
 """
 
@@ -287,16 +289,23 @@ def test_ctrl_c_ends_it_at_once(between: Middle, name: str, store: Store) -> Non
 
 @pytest.mark.parametrize("killed", [False, True], ids=["all live", "the first is killed"])
 def test_eight_processes_pull_once(between: Middle, name: str, store: Store, killed: bool) -> None:
-    between.rule(lambda request: Fault(slow=0.02) if big(request) else None)
+    go_on = threading.Event()
+    between.rule(lambda request: Fault(hold=go_on) if big(request) else None)
     processes = [start_pull(between, name)]
     until(lambda: something_arrived(store))
     processes += [start_pull(between, name) for _ in range(3 if killed else 7)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begins\n"
+    time.sleep(0.5)  # by now they ask for it
     if killed:
         processes[0].kill()
+    go_on.set()
     answers = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [-signal.SIGKILL if killed else 0] + [0] * (len(processes) - 1)
     answers = answers[killed:]
-    assert not [problem for _, problem in answers if "waiting for it" not in problem and problem]
+    lines = [line for _, problem in answers for line in problem.splitlines()]
+    assert not [line for line in lines if not line.startswith("pulling ")]  # said if the machine is slow
     assert len({answer for answer, _ in answers}) == 1
     fetched = [each for each in between.requests if big(each) and "Range" not in each.headers]
     digests = [each.path.rpartition("/")[2] for each in fetched]

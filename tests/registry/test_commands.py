@@ -220,6 +220,7 @@ def test_with_a_lock_pytest_runs_offline_and_alike(
     assert cli("lock", full).returncode == 0
     shutil.copy(tmp_path / "sandbox.lock", pytester.path)
     move()
+    assert cli("pull", "-q", full).returncode == 0  # the store follows, the lock does not
     asked = len(between.requests)
     pytester.makepyfile(TEST.format(image=full) + EXPORTED)
     options = ("-p", "no:hypothesispytest")
