@@ -21,6 +21,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -206,8 +207,9 @@ def api_file_systems(root: Path) -> None:
 def devices(directory: Path) -> None:
     mount("tmpfs", directory, "tmpfs", MS_NOSUID, "mode=0755")
     for name in ("null", "zero", "full", "random", "urandom", "tty"):
-        (directory / name).touch()
-        bind(f"/dev/{name}", directory / name)
+        # Nodes of its own: systemd gives a terminal to the service that wants it, and takes its mode away from others.
+        os.mknod(directory / name, stat.S_IFCHR, os.stat(f"/dev/{name}").st_rdev)
+        os.chmod(directory / name, 0o666)
     for name in ("pts", "shm", "mqueue"):
         (directory / name).mkdir()
     mount(

@@ -127,3 +127,11 @@ class TestNothingIsLeft:
         with nested.boot():
             pass  # the next one sweeps
         assert_as_before(before)
+
+
+def test_device_nodes_are_the_machines_own(system_manager: nested.Machine) -> None:
+    """A service that gets a terminal gets the node with it; the host's is for everybody."""
+    before = os.stat("/dev/tty")
+    system_manager.run(["sh", "-c", "chmod 600 /dev/tty && chown 1:1 /dev/tty && echo x >/dev/null && head -c1 /dev/zero"])
+    after = os.stat("/dev/tty")
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
