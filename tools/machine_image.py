@@ -193,7 +193,7 @@ def add_python(venv: Path, python: Path | str) -> None:
     run(python, "-m", "pip", "--quiet", "install", "--target", site, *choice, *requirements())
     (venv / "bin").mkdir()
     (venv / "bin/python").symlink_to("/usr/bin/python3")
-    settings = ("home = /usr/bin", "include-system-site-packages = true", f"version = {PYTHON}.0")
+    settings = ("home = /usr/bin", "include-system-site-packages = false", f"version = {PYTHON}.0")
     (venv / "pyvenv.cfg").write_text("\n".join(settings) + "\n", "ascii")
     # Editable: what is tested is the checkout that the agent copies there.
     (site / "checkout.pth").write_text("/checkout\n/checkout/systemd\n", "ascii")

@@ -166,6 +166,7 @@ class TestConnections:
             with pytest.raises(errors.BusTimeout, match="bus"):
                 connect(Address(str(tmp_path / "bus")), binding)
 
+    @requires("systemd.private")
     def test_a_closed_connection_is_lost(self, binding: str) -> None:
         with managers.private() as manager:
             bus = connect(manager.bus.address, binding)
@@ -174,6 +175,7 @@ class TestConnections:
             with pytest.raises(errors.ConnectionLost):
                 bus.call(MANAGER_PATH, MANAGER, "ListUnits")
 
+    @requires("systemd.private")
     def test_who_waits_is_told_when_the_manager_dies(self, binding: str) -> None:
         with managers.private() as manager:
             bus = connect(manager.bus.address, binding)
