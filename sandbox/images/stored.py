@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sandbox.images.blobs import Blobs
-    from sandbox.images.image import Image
     from sandbox.images.references import Reference
     from sandbox.images.store import Store
 
@@ -181,16 +180,6 @@ class Images:
         if digest is not None:
             return self.get(digest)
         return self._by_id(text, match[1]) if (match := _ID.fullmatch(text)) else None
-
-    def resolve(self, reference: Reference) -> Image | None:
-        """The image behind a docker-style name, unpacked; ``None`` if this store has none of that name.
-
-        :raises ImageError: it is here, and damaged
-        """
-        found = self.look_up(reference.text.removeprefix("docker://"))
-        if found is None or not self.store.blobs.has(found.digest):
-            return None
-        return Manifests(self.store.blobs, reference.text, self.store).image(found.start)
 
     def layer_blobs(self, image: StoredImage) -> list[LayerBlob]:
         """The layers of an image as they came, lowest first."""
