@@ -249,6 +249,7 @@ NOT_IN_MACHINE = {
     "systemd/test_properties_said.py": "the same",
     "systemd/test_scopes.py::test_many_one_after_another": "a thousand scopes take minutes",
     "systemd/test_scopes.py::test_a_hundred_at_once_from_four_processes": "four interpreters and a hundred containers, too",
+    "systemd/test_services_system.py::TestServices::test_find": "it tries dozens of services, one after another",
     "systemd/test_services.py::TestServices::test_find": "it tries dozens of services, one after another",
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from gate import requires
+from programs import patient
 from sandbox_systemd import errors, managers
 from sandbox_systemd.bus import MANAGER_PATH, SYSTEMD, Variant
 from sandbox_systemd.manager import Manager, Property, unit_path
@@ -30,7 +31,7 @@ def manager() -> Iterator[Manager]:
 
 
 def eventually(condition: Callable[[], bool], patience: float = 5.0) -> bool:
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + patient(patience)
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.005)
     return condition()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from gate import requires
+from programs import patient
 
 import sandbox
 from sandbox import Pod, Resources, SandboxError
@@ -31,7 +32,7 @@ MANY = int(os.environ.get("SANDBOX_SCOPES", "60"))
 
 
 def eventually(condition: Callable[[], bool], patience: float = 5.0) -> bool:
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + patient(patience)
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.005)
     return condition()
@@ -129,6 +130,7 @@ class TestOnePod:
 class TestManagers:
     def test_one_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+        monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
         with pytest.raises(SandboxError, match="use cgroups from `systemd`") as caught:
             sandbox.run(["true"], options=Options(systemd="user"))
         assert "there is no bus of this user" in str(caught.value.cause)
