@@ -34,7 +34,7 @@ COMMAND = Command(
         ("sandbox build .", "the Dockerfile of this directory"),
         ("sandbox build -t shop/api:2 --target test api", "a stage of it, with a name"),
         ("sandbox build -f ci/Dockerfile --build-arg PYTHON=3.12 .", "another file, with an argument"),
-        ("sandbox run $(sandbox build -q .)", "build it and run it"),
+        ("sandbox build -q . | xargs sandbox run", "build it and run it"),
     ),
     "RUN uses this machine's network, as package managers need it; --network=none and RUN --network=none do without.\n"
     "The steps are shown on standard error.",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _PROPERTY = Option("property", "Set a property of the unit", "p", "NAME=VALUE", many=True)
 _WHERE = (
-    Option("image", "Give it this image's root directory, read-only", "", "IMAGE"),
+    Option("image", "Use this image's root directory, read-only", "", "IMAGE"),
     Option("env", "Set a variable", "e", "NAME=VALUE", many=True),
     Option("workdir", "Start it there (/)", "w", "DIR"),
     Option("manager", "Use `system`, `user` or `private`", "", "NAME"),

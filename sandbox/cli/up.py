@@ -23,7 +23,7 @@ COMMAND = Command(
     "up", "FILE", "Start the pod that a file describes, show what it writes, stay until it has ended.",
     (
         Option("check", "Read the file, start nothing"),
-        Option("timeout", "Wait so long for each container when stopping (its stop_timeout)", "", "SECONDS"),
+        Option("timeout", "Wait so long when stopping (stop_timeout)", "", "SECONDS"),
     ),
     (
         ("sandbox up shop.toml", "until its containers have ended, or Ctrl-C"),
