@@ -18,7 +18,7 @@ from typing import Any
 
 import sandbox
 from sandbox import Container, Log, Pod, Port
-from sandbox.errors import SandboxError
+from sandbox.errors import SandboxError, ShimDied
 
 SERVER = "import http.server as h; h.HTTPServer(('', 8000), h.SimpleHTTPRequestHandler).serve_forever()"
 
@@ -27,6 +27,8 @@ def refused(expected: str, action: Callable[..., Any], *arguments: Any, **fields
     """Something that has to fail, and says so in the right words."""
     try:
         action(*arguments, **fields).close()
+    except ShimDied:
+        raise  # nobody expects that, and who killed it wants to see it
     except SandboxError as error:
         if expected not in str(error):
             raise
