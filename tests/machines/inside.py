@@ -83,6 +83,8 @@ class Item(pytest.Item):
     def __init__(self, *, original: pytest.Item, **known: Any) -> None:
         super().__init__(**known)
         self.original = original
+        #: What happened inside; nothing as long as it is not known, because the test was skipped outside.
+        self.found: dict[str, list[Any]] = {}
         self.own_markers.extend(original.own_markers)
         self.keywords.update(original.keywords)
 

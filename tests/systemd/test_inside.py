@@ -90,3 +90,13 @@ class TestReports:
         result = suite.runpytest_subprocess("-s", *PLAIN)
         result.assert_outcomes(passed=5)
         assert result.stdout.str().count("torn down") == 3
+
+
+def test_what_is_skipped_outside_needs_no_machine(pytester: pytest.Pytester) -> None:
+    """As by the gate, for somebody who is not root."""
+    pytester.makeconftest(f"{CONFTEST}def pytest_runtest_setup(item): pytest.skip('not root')\n")
+    pytester.makeini(INI)
+    pytester.makepyfile(MODULE)
+    result = pytester.runpytest_subprocess("-rs", *PLAIN)
+    result.assert_outcomes(skipped=5)
+    result.stdout.fnmatch_lines(["SKIPPED*not root*"])
