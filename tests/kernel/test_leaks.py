@@ -76,7 +76,7 @@ class TestTheSnapshotSees:
             path.unlink()
         assert_as_before(before)
 
-    @requires("cgroup2")
+    @requires("root", "cgroup2")
     def test_a_cgroup(self) -> None:
         from sandbox import cgroups
 

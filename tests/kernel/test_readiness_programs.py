@@ -41,7 +41,7 @@ def test_a_program_is_run_until_it_agrees(sleeper: sandbox.RunningPod) -> None:
 
 def test_what_the_program_said_is_told(sleeper: sandbox.RunningPod) -> None:
     with pytest.raises(ReadinessTimeout, match=r"last seen: `sh` ended with exit status 1: not yet"):
-        Exec(["sh", "-c", "echo starting; echo not yet >&2; exit 1"]).wait(sleeper, timeout=patient(0.1))
+        Exec(["sh", "-c", "echo starting; echo not yet >&2; exit 1"]).wait(sleeper, timeout=patient(0.3))
 
 
 def test_a_program_that_says_too_much(sleeper: sandbox.RunningPod) -> None:
