@@ -46,7 +46,7 @@ class TestUnits:
         manager.start_transient("stays.service", STAY)
         assert manager.get("stays.service", "Unit", "ActiveState").value == "active"
         assert manager.get_all("stays.service", "Service")["Result"] == Variant("s", "success")
-        assert [unit.sub_state for unit in manager.list_units(["stays.*"])] == ["exited"]
+        assert eventually(lambda: [unit.sub_state for unit in manager.list_units(["stays.*"])] == ["exited"])
         manager.stop("stays.service")
         assert not manager.exists("stays.service")
 
@@ -76,12 +76,13 @@ class TestUnits:
         with pytest.raises(errors.NoSuchUnit, match=r"get Result of `nonesuch\.service`"):
             manager.get("nonesuch.service", "Service", "Result")
 
-    def test_kill_and_change(self, manager: Manager) -> None:
-        manager.start_transient("lives.service", service("trap 'exit 5' USR1; while :; do sleep 0.01; done"))
+    def test_kill_and_change(self, manager: Manager, tmp_path: Path) -> None:
+        trapped = f"trap 'exit 5' USR1; touch {tmp_path}/trapped; while :; do sleep 0.01; done"
+        manager.start_transient("lives.service", service(trapped))
         manager.set_properties("lives.service", [("Description", Variant("s", "changed")), ("TasksMax", Variant("t", 50))])
         assert manager.get("lives.service", "Unit", "Description").value == "changed"
         assert manager.get("lives.service", "Service", "TasksMax").value == 50
-        time.sleep(0.05)  # it has to have its trap
+        assert eventually((tmp_path / "trapped").exists)
         manager.kill("lives.service", signal.SIGUSR1)
         assert eventually(lambda: manager.get("lives.service", "Service", "ExecMainStatus").value == 5)
         manager.reset_failed("lives.service")
@@ -179,7 +180,8 @@ from sandbox_systemd import managers
 from sandbox_systemd.bus import Variant
 manager = managers.private()
 manager.start_transient("lives.service", [("ExecStart", Variant("a(sasb)", [("/bin/sleep", ["sleep", "999"], False)]))])
-print(manager.name, open(manager.name + "/cgroup").read(), manager.get("lives.service", "Service", "MainPID").value)
+print(manager.name, open(manager.name + "/cgroup").read(), manager.get("lives.service", "Service", "MainPID").value,
+      flush=True)
 if {how != "exit"}:
     os.kill(os.getpid(), signal.SIGKILL)
 """
