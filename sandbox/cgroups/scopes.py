@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from sandbox_systemd.bus import Pending, Variant
-from sandbox_systemd.errors import SystemdError
 
 from sandbox.errors import SandboxError
 
@@ -50,7 +49,7 @@ class Scopes:
         self._ready: list[Scope] = []
         self._numbers = iter(range(1, 1 << 60))
         self._taken = 0
-        self._wanted = False
+        self._wanted = self._awaited = False
         self._parent: str | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -59,10 +58,13 @@ class Scopes:
         """One that is ready, or a new one. Raises :class:`SystemdError` or what the shim says."""
         with self._news:
             self._taken += 1
+            if not self._ready and self._wanted and not self._awaited:
+                # It is on its way, so a second one would not be there sooner.
+                self._awaited = True
+                self._news.wait_for(lambda: not self._wanted or self._closed)
+                self._awaited = False
             scope = self._ready.pop(0) if self._ready else None
-        if scope is None:
-            scope = self._make()
-        return scope
+        return scope or self._make()
 
     def expect_more(self) -> None:
         """The pod is started: time to think of the next one."""
@@ -83,12 +85,13 @@ class Scopes:
                     return
             try:
                 scope = self._make()
-            except (SystemdError, SandboxError, OSError):
-                scope = None  # who needs one makes it, and is told why that fails
+            except Exception:  # noqa: BLE001 - who needs a scope makes one, and is told why that fails
+                scope = None
             with self._news:
                 self._wanted = False
                 if scope is not None:
                     self._ready.append(scope)
+                self._news.notify_all()
 
     def _make(self) -> Scope:
         with self._shim.ask("scope.hold", {}) as conversation:

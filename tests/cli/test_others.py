@@ -88,9 +88,9 @@ def _children(pid: int) -> list[int]:
 
 
 def _shim_of(client: int) -> int:
-    """The only child of the client is the monitor, whose only child is the shim."""
-    (monitor,) = _children(client)
-    (shim,) = _children(monitor)
+    """The child of the client's child, the monitor; beside it there may be the keeper of a private systemd manager."""
+    grandchildren = [pid for child in _children(client) for pid in _children(child)]
+    (shim,) = [pid for pid in grandchildren if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sandbox: shim")]
     return shim
 
 

@@ -120,7 +120,7 @@ def test_a_second_build_does_nothing(store: Store, built: Build) -> None:
     ],
 )  # fmt: skip
 def test_what_makes_a_step_another_one(built: Build, tmp_path: Path, change: dict[str, Any], again: int) -> None:
-    text = f"FROM localhost/base:1\nRUN echo {tmp_path.name} > /first\nCOPY a /a\nARG arg=1\nRUN echo $arg > /second\n"
+    text = f"FROM localhost/base:1\nRUN echo {tmp_path} > /first\nCOPY a /a\nARG arg=1\nRUN echo $arg > /second\n"
     built(text, {"a": "1"})
     settings = change.pop("settings", None)
     progress = Counting()

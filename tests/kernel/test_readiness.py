@@ -58,7 +58,7 @@ def test_a_port_is_seen_when_it_opens(address: str, kind: str) -> None:
     probe = Port(7777, protocol="tcp" if kind == "SOCK_STREAM" else "udp")
     command = listener(7777, address=address, kind=kind, delay=0.05)
     with sandbox.start(command=command, ready=probe) as pod:
-        assert late(pod, time.time()) < SOON
+        assert late(pod, time.time()) < patient(SOON)
 
 
 def test_nobody_connects_to_find_out() -> None:
@@ -122,7 +122,7 @@ def test_a_line_is_seen_when_it_is_written() -> None:
     with sandbox.start(command=program(code), ready=Log("ready$")) as pod:
         now = time.time()
         written = float(pod.logs().splitlines()[-1].split()[0])
-        assert now - written < SOON
+        assert now - written < patient(SOON)
 
 
 def test_a_prompt_has_no_end_of_line() -> None:
@@ -207,7 +207,7 @@ def server(*, busy: int = 0, hang: int = 0, length: bool = True, delay: float = 
 def test_a_request_is_answered() -> None:
     probe = Http(80, "/health?x=1", status=200, host="shop.test", body="^all shop.test$")
     with sandbox.start(command=server(delay=0.05), ready=probe) as pod:
-        assert late(pod, time.time()) < SOON
+        assert late(pod, time.time()) < patient(SOON)
 
 
 def test_an_answer_that_ends_with_the_connection() -> None:
@@ -217,7 +217,7 @@ def test_an_answer_that_ends_with_the_connection() -> None:
 
 def test_a_server_that_is_busy_at_first() -> None:
     with sandbox.start(command=server(busy=5), ready=Http(80)) as pod:
-        assert late(pod, time.time()) < SOON
+        assert late(pod, time.time()) < patient(SOON)
 
 
 def test_a_request_that_hangs_is_made_anew() -> None:

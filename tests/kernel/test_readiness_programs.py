@@ -141,7 +141,7 @@ signal.pause()"""
     with sandbox.start(command=program(code), ready=Notify()) as pod:
         now = time.time()
         Log(r"^\d").wait(pod, timeout=5)
-        assert now - float(pod.logs()) < SOON
+        assert now - float(pod.logs()) < patient(SOON)
 
 
 def test_a_child_may_send_it() -> None:
