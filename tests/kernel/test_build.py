@@ -115,17 +115,19 @@ def test_a_second_build_does_nothing(store: Store, built: Build) -> None:
 @pytest.mark.parametrize(
     ("change", "again"),
     [
-        ({"a": "2"}, 2), ({"a": ("1", 0o755)}, 2), ({"unused": "x"}, 0), ({"settings": Settings({"arg": "2"})}, 1),
-        ({"settings": Settings(network="none")}, 3), ({"settings": Settings(no_cache=True)}, 3),
+        ({"a": "2"}, (2,)), ({"a": ("1", 0o755)}, (2,)), ({"unused": "x"}, (0,)),
+        ({"settings": Settings({"arg": "2"})}, (1,)),
+        ({"settings": Settings(network="none")}, (2, 3)), ({"settings": Settings(no_cache=True)}, (3,)),
     ],
 )  # fmt: skip
-def test_what_makes_a_step_another_one(built: Build, tmp_path: Path, change: dict[str, Any], again: int) -> None:
+def test_what_makes_a_step_another_one(built: Build, tmp_path: Path, change: dict[str, Any], again: tuple[int, ...]) -> None:
+    """Where a command that runs again in the same second leaves the same layer, what is copied on top of it is known."""
     text = f"FROM localhost/base:1\nRUN echo {tmp_path} > /first\nCOPY a /a\nARG arg=1\nRUN echo $arg > /second\n"
     built(text, {"a": "1"})
     settings = change.pop("settings", None)
     progress = Counting()
     built(text, {"a": "1", **change}, settings, progress=progress)
-    assert 3 - progress.known == again
+    assert 3 - progress.known in again
 
 
 def test_times_of_the_context_do_not_count(built: Build, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -34,11 +35,12 @@ def test_systemd_takes_them(user: bool, tmp_path: Path) -> None:
         assert file.state == "unchanged"
         assert "@" not in file.content.replace("sandbox@", "").replace("user@", ""), "every mark is filled in"
     units = ["sandbox.slice", "sandbox@shop.service"]
-    done = subprocess.run(
-        ["systemd-analyze", "verify", *(["--user"] if user else []), "--man=no", *units],
-        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:", "XDG_RUNTIME_DIR": str(tmp_path)},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="u") as runtime:  # short, for the sockets that other units have in there
+        done = subprocess.run(
+            ["systemd-analyze", "verify", *(["--user"] if user else []), "--man=no", *units],
+            env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:", "XDG_RUNTIME_DIR": runtime, "HOME": runtime},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
     said = [line for line in done.stderr.splitlines() if str(tmp_path) in line or "sandbox" in line]
     assert said == []
     assert done.returncode == 0, done.stderr
