@@ -95,7 +95,7 @@ ROUND = (run, execs, files, many, failures)
 
 def open_files() -> dict[str, list[str]]:
     """What the client and its shim have open (as far as we may look), and the shim's mounts and children."""
-    shim = _only_child(_only_child(os.getpid()))
+    shim = _shim()
     state = {"client": _descriptors(os.getpid())}
     with contextlib.suppress(OSError):
         state["shim"] = _descriptors(shim)
@@ -104,13 +104,19 @@ def open_files() -> dict[str, list[str]]:
     return state
 
 
-def _only_child(pid: int) -> int:
+def _shim() -> str:
+    """The child of our child, the monitor; beside that there may be the keeper of a private systemd manager."""
+    grandchildren = [pid for child in _children(str(os.getpid())) for pid in _children(child)]
+    (shim,) = [pid for pid in grandchildren if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sandbox: shim")]
+    return shim
+
+
+def _children(pid: str) -> list[str]:
     children: list[str] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError):  # a thread that has ended meanwhile
             children += (task / "children").read_text().split()
-    (child,) = children
-    return int(child)
+    return children
 
 
 def _descriptors(pid: int) -> list[str]:
