@@ -104,11 +104,11 @@ def open_files() -> dict[str, list[str]]:
     return state
 
 
-def _shim() -> str:
+def _shim() -> int:
     """The child of our child, the monitor; beside that there may be the keeper of a private systemd manager."""
     grandchildren = [pid for child in _children(str(os.getpid())) for pid in _children(child)]
     (shim,) = [pid for pid in grandchildren if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sandbox: shim")]
-    return shim
+    return int(shim)
 
 
 def _children(pid: str) -> list[str]:

@@ -25,7 +25,6 @@ from snapshot import assert_as_before, snapshot
 
 import sandbox
 from sandbox import ShimDied
-from sandbox.cgroups import choose
 from sandbox.shim import client
 
 pytestmark = [requires("userns", "overlay"), pytest.mark.serial]
@@ -158,7 +157,8 @@ class TestTheClientIsTold:
     @pytest.mark.parametrize("find", [shim_of, monitor_of])
     def test_that_the_helpers_were_killed(self, find: Callable[[int], int]) -> None:
         """Each goes with the other, and so do the pods. A private systemd manager stays: it is for the next ones too."""
-        choose()
+        sandbox.run(["true"])
+        client.shutdown()
         before = snapshot()
         pod = sandbox.start(command=["sleep", "inf"])
         process = pod.popen(["sleep", "inf"])
