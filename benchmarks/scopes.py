@@ -11,12 +11,10 @@ from sandbox.cgroups import choose
 from sandbox.errors import SandboxError
 
 from .cases import Subject
-from .measure import Effort, Row, percentiles
+from .measure import PAUSE, Effort, Row, percentiles
 
 #: Milliseconds of a start that may be spent on D-Bus.
 _TARGET = 0.5
-#: Seconds between two starts, as in the other measures.
-_REST = 0.02
 
 
 class _Stopwatch:
@@ -54,7 +52,7 @@ def rows(subject: Subject, effort: Effort) -> list[Row]:
             watch.spent = 0.0
             subject.run()
             times.append(watch.spent * 1e3)
-            time.sleep(_REST)
+            time.sleep(PAUSE)
     finally:
         giver.grant, giver.declare = plain  # type: ignore[method-assign]
     found = times[3:]
