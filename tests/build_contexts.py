@@ -151,7 +151,7 @@ IGNORED: Context = {
     "Dockerfile": """
 # Which files of the context count.
 FROM localhost/base:1
-WORKDIR /work
+WORKDIR /build
 COPY . .
 COPY docs/*.md /docs/
 COPY src/[ab]*.c src/?.h /sources/
@@ -248,9 +248,9 @@ FROM localhost/base:1 AS tools
 RUN mkdir -p /tools && echo tool > /tools/tool
 
 FROM localhost/base:1
-WORKDIR /work
+WORKDIR /build
 RUN --mount=type=bind,source=src,target=/src --mount=type=tmpfs,target=/scratch \\
-    cp -r /src /work/taken && echo scratch > /scratch/x
+    cp -r /src /build/taken && echo scratch > /scratch/x
 RUN --mount=type=bind,from=tools,source=/tools,target=/tools cat /tools/tool > from-tools
 RUN --mount=type=cache,target=/var/cache/build,id=peers echo kept > /var/cache/build/x && cp /var/cache/build/x from-cache
 RUN --mount=type=secret,id=token cat /run/secrets/token | wc -c > length
