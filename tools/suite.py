@@ -1,7 +1,8 @@
 """Everything CI runs, in the order in which it fails fastest; `make test` calls it.
 
-Usage: VENV=.venv JOBS=auto python3 tools/suite.py
+Usage: VENV=.venv JOBS=auto python3 tools/suite.py [STAGE…]
 
+Without the name of a stage it runs all; an unknown one lists them.
 As root it installs the system packages the tests need (APT=no leaves that out), and runs the kernel part
 of the suite a second time as a throw-away ordinary user. The last line is the closing line of the test
 runner: of the first run that failed, else of the main one. Standard library only, for it makes the virtual
@@ -78,6 +79,7 @@ class Stage:
     passed: bool = False
     seconds: float = 0.0
     closing_line: str = ""
+    failed: tuple[str, ...] = ()
 
 
 @dataclass
@@ -439,7 +441,7 @@ def attempt(step: Callable[[], str]) -> Stage:
         stage.closing_line = step()
         stage.passed = True
     except StageFailed as failure:
-        stage.closing_line = failure.closing_line
+        stage.closing_line, stage.failed = failure.closing_line, failure.failed
         print(f"{stage.name}: {failure}", flush=True)
     stage.seconds = time.monotonic() - start
     return stage
@@ -450,6 +452,9 @@ def report(done: list[Stage]) -> None:
     for stage in done:
         verdict = "ok" if stage.passed else "FAILED"
         print(f"{stage.name:16} {verdict:7} {stage.seconds:6.1f} s  {stage.closing_line.strip('= ')}")
+    for stage in done:
+        for test in stage.failed:
+            print(f"failed: {test}")
     for test in UNSTEADY:
         print(f"failed in the crowd, passed alone: {test}")
     failed = [stage for stage in done if not stage.passed]
@@ -458,8 +463,13 @@ def report(done: list[Stage]) -> None:
 
 
 def main() -> int:
+    known = {step.__name__: step for step in stages()}
+    wanted = sys.argv[1:] or known
+    if unknown := [name for name in wanted if name not in known]:
+        print(f"no stage {unknown[0]}; there are: {', '.join(known)}", file=sys.stderr)
+        return 2
     done: list[Stage] = []
-    for step in stages():
+    for step in (known[name] for name in wanted):
         done.append(attempt(step))
         if step in GROUND and not done[-1].passed:
             break
