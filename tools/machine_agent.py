@@ -35,12 +35,18 @@ CONTROL = "/dev/ttyS1"
 
 
 def copy_checkout() -> None:
-    """The checkout, with an owner who may write there; and what pip would note of an editable install."""
+    """The checkout, with an owner who may write there; and what pip would note of an editable install.
+
+    Whoever is somebody else in a user namespace may read it, though it may be in a private directory out there.
+    """
     shutil.copytree(HOST, CHECKOUT, symlinks=True, ignore=SKIPPED, dirs_exist_ok=True)
     owner = pwd.getpwnam(USER)
     for folder, folders, files in os.walk(CHECKOUT):
         for name in (".", *folders, *files):
-            os.chown(Path(folder, name), owner.pw_uid, owner.pw_gid, follow_symlinks=False)
+            path = Path(folder, name)
+            os.chown(path, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
+            if not path.is_symlink():
+                path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["project"]
     information = SITE / f"{project['name'].replace('-', '_')}-0.dist-info"
     information.mkdir(exist_ok=True)

@@ -26,6 +26,11 @@ class Giver(Protocol):
         """Why it cannot be used here, as found by a probe; None if it can."""
         ...
 
+    @property
+    def remedy(self) -> str:
+        """What helps where it cannot be used."""
+        ...
+
     def describe(self) -> str:
         """What exactly it is, for ``sandbox doctor``; only where it can be used."""
         ...
@@ -61,6 +66,7 @@ class NoneGiver:
     """No cgroups: no limits, no freezing; processes are still found and killed through their namespaces."""
 
     name = "none"
+    remedy = ""
 
     def why_not(self) -> str | None:
         """Always there."""
@@ -166,7 +172,7 @@ def _first_usable(systemd: str) -> Giver:
 def _named(name: str, systemd: str) -> Giver:
     giver = _giver(name, systemd)
     if (reason := giver.why_not()) is not None:
-        raise SandboxError(operation="use cgroups from", object=name, cause=reason, hint="see `sandbox doctor`")
+        raise SandboxError(operation="use cgroups from", object=name, cause=reason, hint=giver.remedy)
     return giver
 
 

@@ -24,6 +24,7 @@ class CgroupfsGiver:
     """Directories below the root of version 2 (root), or below our own cgroup; in version 1 always below our own."""
 
     name = "cgroupfs"
+    remedy = "run as root, or with a delegated cgroup; see `sandbox doctor`"
 
     @cached_property
     def _hierarchies(self) -> cgroup.Hierarchies:

@@ -65,6 +65,12 @@ class SystemdGiver:
             return self._opened.cause or self._opened.detail
         return None
 
+    @property
+    def remedy(self) -> str:
+        """That of the manager's own error."""
+        hint = self._opened.hint if self._kind != "off" and isinstance(self._opened, SystemdError) else None
+        return hint or "see `sandbox doctor`"
+
     def describe(self) -> str:
         """Which manager it is, for ``sandbox doctor``."""
         kinds = {"system": "the system's manager", "user": "the user's manager",

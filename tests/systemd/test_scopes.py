@@ -134,6 +134,7 @@ class TestManagers:
         with pytest.raises(SandboxError, match="use cgroups from `systemd`") as caught:
             sandbox.run(["true"], options=Options(systemd="user"))
         assert "there is no bus of this user" in str(caught.value.cause)
+        assert "loginctl enable-linger" in str(caught.value.hint)
 
     def test_a_kind_that_there_is_not(self) -> None:
         with pytest.raises(SandboxError, match="auto, system, user, private, off"):
