@@ -80,6 +80,8 @@ class Preparation:
         self.options = options
         self.id = f"{pod.name or 'pod'}-{secrets.token_hex(4)}"
         self._giver = cgroups.choose(options.cgroups, options.systemd)
+        self._grant: cgroups.Grant | None = None
+        self._resources: dict[str, Any] = {}
         self._settled: Callable[[], None] = lambda: None
         self._host = attrs.evolve(
             _host.facts(shim.idmap, shim.directory.space), pod_id=self.id, devices=_host.device_numbers(_devices(pod)),
@@ -94,7 +96,7 @@ class Preparation:
         grant = self._giver.grant(self.shim, self.id)
         if grant is not None and "pids" in resources:
             resources["pids"]["limit"] += grant.processes
-        self._settled = self._giver.declare(self.shim, grant, resources, self._description())
+        self._grant, self._resources = grant, resources
         return {
             "id": self.id,
             "cgroup": grant.to_json() if grant else None,
@@ -103,6 +105,10 @@ class Preparation:
             "volumes": [{"name": v.name, "size": _size(v.size, self._host)} for v in self.pod.volumes] + self._shared_memory,
             "meta": {**self._meta(), "unit": grant.unit if grant else None},
         }
+
+    def declare(self) -> None:
+        """Tell who keeps the cgroup what is in it; to be called when the shim has been asked, so that nobody waits for it."""
+        self._settled = self._giver.declare(self.shim, self._grant, self._resources, self._description())
 
     def settle(self) -> None:
         """Wait until who keeps the cgroup knows what is in it. Raises what it refused."""

@@ -419,21 +419,23 @@ def _pod_of_one(container: Container | None, changes: dict[str, Any]) -> Pod:
     own = {name: value for name, value in changes.items() if name not in _OF_THE_POD}
     pod = {name: value for name, value in changes.items() if name in _OF_THE_POD}
     shadows: dict[str, Any] = {name: None for name in pod if name in _CONTAINER}
-    changed = _with_parts(container or Container(), own)
-    return Pod([attrs.evolve(changed, **shadows)], **pod)
+    changed = _with_parts(container, own)
+    return Pod([attrs.evolve(changed, **shadows) if shadows else changed], **pod)
 
 
-def _with_parts(container: Container, changes: dict[str, Any]) -> Container:
-    """The container with changes to its own fields, its resources and its security."""
+def _with_parts(container: Container | None, changes: dict[str, Any]) -> Container:
+    """The container (or a new one) with changes to its own fields, its resources and its security.
+
+    Each start of a pod comes through here, and checking a container takes a while: it is not made more often than needed.
+    """
     own = {name: value for name, value in changes.items() if name in _CONTAINER}
-    base = attrs.evolve(container, **own)
-    resources = {name: value for name, value in changes.items() if name in _RESOURCES}
-    security = {name: value for name, value in changes.items() if name in _SECURITY}
-    return attrs.evolve(
-        base,
-        resources=attrs.evolve(base.resources, **resources),
-        security=attrs.evolve(base.security, **security),
-    )
+    base = Container(**own) if container is None else attrs.evolve(container, **own) if own else container
+    parts = {
+        part: attrs.evolve(getattr(base, part), **values)
+        for part, names in (("resources", _RESOURCES), ("security", _SECURITY))
+        if (values := {name: value for name, value in changes.items() if name in names})
+    }
+    return attrs.evolve(base, **parts) if parts else base
 
 
 def _changed_pod(pod: Pod, changes: dict[str, Any]) -> Pod:

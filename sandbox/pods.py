@@ -164,6 +164,7 @@ def start(
     shim.call("pod.create", pod=preparation.pod_document())
     pod = RunningPod(shim, preparation.id, preparation.pod)
     try:
+        preparation.declare()
         start_all(pod, prepared)
         preparation.settle()
     except BaseException:
@@ -213,6 +214,7 @@ def run(
     args = prepared.spec["process"]["args"]
     with conversation, contextlib.closing(streams):
         try:
+            preparation.declare()
             process = Process(args, conversation, streams, _no_signals)
             out, err = process.communicate(input, timeout)
             preparation.settle()

@@ -1,15 +1,17 @@
-"""Transient scopes for the pods of one shim, one of them ready before it is asked for.
+"""Transient scopes for the pods of one shim, one or a few of them ready before they are asked for.
 
-Making a scope takes systemd a few milliseconds, most of them for moving a process into it. So as soon as pods follow one
-another, a thread has the next scope made while the last pod is in use.
+Making a scope takes systemd some ten milliseconds, most of them for moving a process into it. So as soon as pods follow one
+another, a thread has the next scope made while the last pod is in use; and a few at once if that is not soon enough.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from sandbox_systemd.bus import Pending, Variant
 
@@ -30,6 +32,10 @@ _RUNTIME_MAX_USEC = 24 * 3600 * 1_000_000
 _STOP_USEC = 5_000_000
 #: The second pod tells that a third may come.
 _STARTS_BEFORE = 2
+#: Scopes that are ready at a time where pods follow one another faster than systemd makes scopes.
+_MOST_AHEAD = 4
+#: Seconds that the making of the next scopes waits for who has just started a pod.
+_POLITENESS = 0.001
 
 
 class Scope(NamedTuple):
@@ -46,10 +52,12 @@ class Scopes:
     def __init__(self, manager: Manager, mount: str, controllers: frozenset[str], shim: ShimClient) -> None:
         self._manager, self._mount, self._controllers, self._shim = manager, mount, controllers, shim
         self._news = threading.Condition()
-        self._ready: list[Scope] = []
+        self._ready: deque[Scope] = deque()
         self._numbers = iter(range(1, 1 << 60))
         self._taken = 0
-        self._wanted = self._awaited = False
+        #: How many are being made ahead, how many wait for one of these, and how many are made at once.
+        self._coming = self._awaited = 0
+        self._batch = 1
         self._parent: str | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -58,20 +66,22 @@ class Scopes:
         """One that is ready, or a new one. Raises :class:`SystemdError` or what the shim says."""
         with self._news:
             self._taken += 1
-            if not self._ready and self._wanted and not self._awaited:
-                # It is on its way, so a second one would not be there sooner.
-                self._awaited = True
-                self._news.wait_for(lambda: not self._wanted or self._closed)
-                self._awaited = False
-            scope = self._ready.pop(0) if self._ready else None
-        return scope or self._make()
+            if not self._ready and self._awaited < self._coming:
+                # It is on its way, so a second one would not be there sooner. But more of them are wanted at a time.
+                self._batch = min(self._batch * 2, _MOST_AHEAD)
+                self._awaited += 1
+                self._news.notify_all()
+                self._news.wait_for(lambda: self._ready or not self._coming or self._closed)
+                self._awaited -= 1
+            scope = self._ready.popleft() if self._ready else None
+        return scope or self._make(1)[0]
 
     def expect_more(self) -> None:
-        """The pod is started: time to think of the next one."""
+        """The pod is started: time to think of the next ones."""
         with self._news:
-            if self._taken < _STARTS_BEFORE or self._ready or self._closed:
+            if self._taken < _STARTS_BEFORE or self._coming or len(self._ready) > self._batch // 2 or self._closed:
                 return
-            self._wanted = True
+            self._coming = self._batch - len(self._ready)
             self._news.notify_all()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="sandbox-scopes", daemon=True)
@@ -80,36 +90,46 @@ class Scopes:
     def _work(self) -> None:
         while True:
             with self._news:
-                self._news.wait_for(lambda: self._wanted or self._closed)
+                self._news.wait_for(lambda: self._coming or self._closed)
+                # Who has started a pod goes on first: only one thread of a process runs Python at a time.
+                self._news.wait_for(lambda: self._awaited or self._closed, _POLITENESS)
                 if self._closed:
                     return
+                count = self._coming
             try:
-                scope = self._make()
+                made = self._make(count)
             except Exception:  # noqa: BLE001 - who needs a scope makes one, and is told why that fails
-                scope = None
+                made = []
             with self._news:
-                self._wanted = False
-                if scope is not None:
-                    self._ready.append(scope)
+                self._coming = 0
+                self._ready.extend(made)
                 self._news.notify_all()
 
-    def _make(self) -> Scope:
-        with self._shim.ask("scope.hold", {}) as conversation:
-            answer, fds = conversation.answer()
-        try:
-            pid = _process_of(fds[0])
-        finally:
-            os.close(fds[0])
+    def _make(self, count: int) -> list[Scope]:
+        """Make some at once: the kernel waits for all processors before it moves a process, and once will do for several.
+
+        Raises what stood in the way of the first that could not be made, if none could.
+        """
+        made: list[Scope] = []
+        failure: BaseException | None = None
+        with contextlib.ExitStack() as stack:
+            asked = [stack.enter_context(_Making(self, self._manager, self._shim)) for _ in range(count)]
+            for making in asked:
+                try:
+                    unit = making.finish()
+                    path = f"{self._directory(unit)}/{unit}"
+                    self._shim.call("scope.place", holder=making.placed(), v2=path, controllers=sorted(self._controllers))
+                    made.append(Scope(unit, path))
+                except Exception as error:  # noqa: BLE001 - raised below
+                    failure = failure or error
+        if failure is not None and not made:
+            raise failure
+        return made
+
+    def new_name(self) -> str:
+        """For one more."""
         with self._news:
-            unit = f"sandbox-{self._shim.id}-{next(self._numbers)}.scope"
-        try:
-            self._manager.start_transient(unit, _properties(pid))
-            scope = Scope(unit, f"{self._directory(unit)}/{unit}")
-        except BaseException:
-            self._shim.call("scope.drop", holder=answer["holder"])
-            raise
-        self._shim.call("scope.place", holder=answer["holder"], v2=scope.path, controllers=sorted(self._controllers))
-        return scope
+            return f"sandbox-{self._shim.id}-{next(self._numbers)}.scope"
 
     def _directory(self, unit: str) -> str:
         """The directory of the slice, asked of systemd once."""
@@ -129,6 +149,43 @@ class Scopes:
             self._news.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(5)
+
+
+class _Making:
+    """A scope on its way. A context manager: one that was not placed gives its holder back."""
+
+    def __init__(self, scopes: Scopes, manager: Manager, shim: ShimClient) -> None:
+        self._shim = shim
+        with shim.ask("scope.hold", {}) as conversation:
+            answer, fds = conversation.answer()
+        self._holder: int | None = answer["holder"]
+        self._unit = scopes.new_name()
+        try:
+            self._start = manager.begin_transient(self._unit, _properties(_process_of(fds[0])))
+        except BaseException:
+            self.__exit__()
+            raise
+        finally:
+            os.close(fds[0])
+
+    def finish(self) -> str:
+        """Until systemd has made it; its name."""
+        self._start.result()
+        return self._unit
+
+    def placed(self) -> int:
+        """The holder, which is no longer ours."""
+        holder, self._holder = self._holder, None
+        assert holder is not None
+        return holder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._holder is not None:
+            with contextlib.suppress(SandboxError):  # the shim has ended, and it with it
+                self._shim.call("scope.drop", holder=self.placed())
 
 
 def enclose(manager: Manager, shim: ShimClient) -> None:

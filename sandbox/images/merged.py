@@ -23,6 +23,8 @@ _LINK_LIMIT = 40  # as the kernel, path_resolution(7)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
+_CHUNK = 1 << 16
+
 _Directory = tuple[int, ...]
 """A merged directory: descriptors of what makes it up, uppermost first."""
 
@@ -127,12 +129,23 @@ def _read(leaf: _Leaf, limit: int) -> bytes:
     """The content; what is there was a regular file at the last look and must still be one once open."""
     if not stat.S_ISREG(leaf.mode):
         raise OSError(errno.EINVAL, "not a regular file")
-    with open(os.open(leaf.name, _FILE, dir_fd=leaf.parent), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    descriptor = os.open(leaf.name, _FILE, dir_fd=leaf.parent)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        content = file.read(limit + 1)
+        content = _read_up_to(descriptor, limit + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"larger than {limit} bytes")
+    return content
+
+
+def _read_up_to(descriptor: int, size: int) -> bytes:
+    """Files are small and read for each start, so they get no file object."""
+    content = b""
+    while len(content) < size and (more := os.read(descriptor, min(size - len(content), _CHUNK))):
+        content += more
     return content
 
 

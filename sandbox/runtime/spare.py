@@ -13,6 +13,7 @@ import pickle
 import select
 import signal
 import socket
+from functools import lru_cache
 from typing import NamedTuple, NoReturn
 
 from sandbox.linux import constants as c, netlink, syscalls
@@ -66,10 +67,16 @@ class Spare(NamedTuple):
 
 def template(plan: Plan) -> tuple[Step, ...]:
     """The steps of ``plan`` that need to know nothing of its root or its cgroup."""
-    mounted = {step.target for step in plan.steps if isinstance(step, MountFilesystem)}
+    return _template(plan.steps)
+
+
+@lru_cache(maxsize=16)
+def _template(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Asked for twice at each start, and nearly always the same."""
+    mounted = {step.target for step in steps if isinstance(step, MountFilesystem)}
     # What has no mount of its own is a directory of the root, and cannot be moved there.
     stages = tuple(stage for stage in _STAGES if stage in mounted)
-    return tuple(step for step in plan.steps if _can_be_staged(step, stages))
+    return tuple(step for step in steps if _can_be_staged(step, stages))
 
 
 def _can_be_staged(step: Step, stages: tuple[str, ...]) -> bool:

@@ -20,7 +20,8 @@ from .loop import Loop
 
 #: A program that every system has, in place of a copy of the shim: ten times smaller. It outlives every pod.
 _PROGRAM = ("sleep", "2147483647")
-#: The leaf of the scope that it is in: a cgroup that hands on controllers has no processes itself (cgroups(7)).
+#: The leaf of the scope that it is in where controllers are handed on: then the scope itself may have no processes
+#: (cgroups(7)). Moving a process takes milliseconds, so it is not done without need.
 LEAF = "holder"
 
 
@@ -31,7 +32,7 @@ class Holder:
         self._loop = loop
         self.pid = pid
         self.pidfd = syscalls.pidfd_open(pid)
-        self.scope: str | None = None
+        self._leaf: Cgroup | None = None
         #: Called with the signal that ended it, when it was not us.
         self.when_killed: Callable[[int], None] = lambda _signal: None
         loop.watch(self.pidfd, self._ended)
@@ -46,16 +47,25 @@ class Holder:
         self.pidfd = -1
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
-    def release(self) -> None:
-        """End it; the scope is empty then, but for what else is in there."""
+    def move_to(self, leaf: Cgroup) -> None:
+        """Out of the scope's own cgroup into one that goes with it."""
+        self._leaf = leaf
+        leaf.create()
+        write(f"{leaf.v2}/cgroup.procs", str(self.pid))
+
+    def end(self) -> None:
+        """Let it end, without waiting."""
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 syscalls.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def release(self) -> None:
+        """End it; the scope is empty then, but for what else is in there."""
+        if self.pidfd >= 0:
+            self.end()
             self._reap()
-        if self.scope is not None:
-            leaf = Cgroup(f"{self.scope}/{LEAF}")
-            if not leaf.remove_empty():
-                leaf.remove()
+        if self._leaf is not None and not self._leaf.remove_empty():
+            self._leaf.remove()
 
 
 class Holders:
@@ -75,12 +85,11 @@ class Holders:
     def place(self, message: dict[str, Any], _fds: list[int], answers: Answers) -> None:
         """``{"holder", "v2": its scope's directory, "controllers"}``: prepare the scope for a pod."""
         holder = self._waiting.pop(int(message["holder"]))
-        holder.scope = scope = str(message["v2"])
+        scope = str(message["v2"])
         try:
-            leaf = Cgroup(f"{scope}/{LEAF}")
-            leaf.create()
-            write(f"{leaf.v2}/cgroup.procs", str(holder.pid))
-            Cgroup(scope).enable(set(message["controllers"]))
+            if message["controllers"]:
+                holder.move_to(Cgroup(f"{scope}/{LEAF}"))
+                Cgroup(scope).enable(set(message["controllers"]))
         except OSError:
             holder.release()
             raise

@@ -268,6 +268,11 @@ class Pod:
         syscalls.mount("volume", path, "tmpfs", c.MS_NOSUID | c.MS_NODEV, options)
         self._volumes.append(path)
 
+    def ending(self) -> None:
+        """No process of a container is left: what holds the scope may end while the rest is given back."""
+        if self._holder is not None:
+            self._holder.end()
+
     def release(self) -> None:
         """Give back everything; no process of the pod is left when this is called."""
         self.drop_reserve()

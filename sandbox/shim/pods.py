@@ -124,6 +124,7 @@ class Pods:
             if any(not self._launcher.is_over(container) for container in pod.containers.values()):
                 return
             if self._pods.pop(pod.id, None) is not None:
+                pod.ending()
                 for container in pod.containers.values():
                     self._launcher.discard(container)
                 pod.release()
