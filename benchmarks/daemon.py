@@ -9,52 +9,55 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tools import dockerd
 
 from . import material
 from .elsewhere import PeerError
 from .measure import timed
 from .peers import FOREVER, TRUE, Peer
 
-#: Seconds that a daemon may take to answer.
-_PATIENCE = 15.0
-_SCRIPT = 'mount --make-rprivate / && mount -t tmpfs none /run && mkdir /run/docker && exec "$@"'
-
 
 class Daemon:
-    """The docker daemon that answers, or else one of our own: private namespaces, no bridge, no firewall rules."""
+    """The docker daemon that answers, or else one of our own."""
 
     def __init__(self, work: Path, root: Path) -> None:
         self._work = work
         self._root = root
-        self._process: subprocess.Popen[bytes] | None = None
+        self._own: dockerd.Dockerd | None = None
         self._users = 0
-        #: Options of the client, and the value for DOCKER_HOST.
-        self.options: list[str] = []
-        self.host: str | None = None
+
+    @property
+    def options(self) -> list[str]:
+        """Options of the client."""
+        return self._own.options if self._own else []
+
+    @property
+    def host(self) -> str | None:
+        """The value for DOCKER_HOST."""
+        return self._own.host if self._own else None
 
     def why_not(self) -> str | None:
         """The client alone is not enough."""
         if shutil.which("docker") is None:
             return "docker is not installed"
-        if self._answers() or (shutil.which("dockerd") and os.geteuid() == 0):
+        if self._own or dockerd.answers([]):
             return None
-        return "no daemon answers, and none can be started (dockerd not installed, or not root)"
-
-    def _answers(self) -> bool:
-        command = ["docker", *self.options, "version", "--format", "{{.Server.Version}}"]
-        return subprocess.run(command, capture_output=True, check=False, timeout=30).returncode == 0
+        return (reason := dockerd.why_not()) and f"no daemon answers, and none can be started ({reason})"
 
     def open(self) -> None:
         """Make sure that it runs and has the image. Raises :class:`PeerError`."""
         self._users += 1
         if self._users > 1:
             return
-        if not self._answers():
-            self._start()
+        if not dockerd.answers([]):
+            try:
+                self._own = dockerd.Dockerd(self._work)
+            except dockerd.DockerFailed as error:
+                raise PeerError(str(error)) from error
         archive = material.make_archive(self._root, self._work / "image.tar")
         self._client("load", "--input", str(archive))
 
@@ -64,25 +67,6 @@ class Daemon:
         if done.returncode:
             raise PeerError(f"docker: {done.stderr.strip()}")
 
-    def _start(self) -> None:
-        self.host = f"unix://{self._work}/docker.sock"
-        self.options = ["--host", self.host]
-        command = [
-            "dockerd", *self.options, "--data-root", str(self._work / "data"), "--exec-root", "/run/docker",
-            "--pidfile", "/run/docker/pid", "--iptables=false", "--ip6tables=false", "--bridge=none",
-        ]  # fmt: skip
-        with (self._work / "dockerd.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                ["unshare", "--mount", "--net", "sh", "-c", _SCRIPT, "sh", *command],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
-        deadline = time.monotonic() + _PATIENCE
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                lines = (self._work / "dockerd.log").read_text(errors="replace").strip().splitlines()
-                raise PeerError(f"dockerd does not start: {lines[-1] if lines else 'it says nothing'}")
-            time.sleep(0.1)
-
     def close(self) -> None:
         """One user less; the last one ends our own daemon, and another's forgets our image."""
         self._users -= 1
@@ -90,10 +74,9 @@ class Daemon:
             return
         with contextlib.suppress(PeerError):
             self._client("rmi", "--force", material.TAG)
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(30)
-            self._process = None
+        if self._own is not None:
+            self._own.close()
+            self._own = None
 
 
 class Docker(Peer):

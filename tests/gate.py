@@ -248,13 +248,27 @@ def _program(name: str, *arguments: str) -> str | None:
 
 #: Programs, and what shows that one works where that is not ``--version``.
 _PROGRAMS = {
-    **dict.fromkeys(("bwrap", "crun", "docker-registry", "podman", "redis-server", "runc"), "--version"),
+    **dict.fromkeys(("buildah", "bwrap", "crun", "docker-registry", "podman", "redis-server", "runc"), "--version"),
     **dict.fromkeys(("skopeo", "systemd", "systemd-run", "systemd-analyze", "umoci"), "--version"),
     "busybox": "true",
     "openssl": "version",
 }
 for _name, _argument in _PROGRAMS.items():
     PROBES[_name.removesuffix("-server")] = functools.cache(functools.partial(_program, _name, _argument))
+
+
+@probe("docker")
+def _docker() -> str | None:
+    """A daemon of docker's that starts: a client alone, and somebody's daemon, are no good."""
+    import dockerd
+
+    if (reason := dockerd.why_not()) is not None:
+        return reason
+    try:
+        with tempfile.TemporaryDirectory(prefix="docker-") as home, dockerd.Dockerd(Path(home)):
+            return None
+    except dockerd.DockerFailed as error:
+        return str(error)
 
 
 @probe("postgres")
@@ -389,8 +403,12 @@ EXPECTED_IN_CI: dict[str, tuple[Callable[[], bool], str]] = {
     "systemd.booted": (_not_in_uml, "CI machines lack systemd as PID 1; the User-mode Linux machine has it"),
     "tmpfs.xattr": (_in_uml, "its kernel is 6.1, and `sandbox doctor` says what that lacks; the host's suite has it"),
     **dict.fromkeys(
-        ("podman", "postgres", "redis", "schema", "skopeo", "umoci"),
+        ("buildah", "podman", "postgres", "redis", "schema", "skopeo", "umoci"),
         (_in_uml, "left out of the disk: what it is for does not depend on the kernel, and the host's suite has it"),
+    ),
+    "docker": (
+        lambda: not _is_root() or _in_uml(),
+        "its daemon needs root, and is left out of the machine's disk; the host's suite runs as root and has it",
     ),
     **{
         f"cgroup2.{name}": (lambda: _hybrid() or not _is_root(), "a v1 hierarchy has the controller")

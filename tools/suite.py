@@ -33,9 +33,11 @@ JOBS = os.environ.get("JOBS", "auto")
 #: The Debian and Ubuntu packages the tests use, and which requirement of tests/gate.py each one meets.
 PACKAGES = {
     "bubblewrap": "bwrap",
+    "buildah": "buildah: images that it built are unpacked here",
     "busybox-static": "busybox: the root file system of most kernel tests",
     "crun": "crun",
     "dbus": "systemd.system: the bus of nested system managers",
+    "docker.io": "docker: the same of docker, which also runs images that were built here; tools/dockerd.py starts its daemon",
     "docker-registry": "docker-registry: pulls and pushes are tested against a real one",
     "e2fsprogs": "the machine: mke2fs",
     "gcc": "the machine: cc",

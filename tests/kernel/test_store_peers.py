@@ -3,56 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import tempfile
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import images_helpers as make
 import pytest
 from gate import requires
+from peer_images import CAPABILITY, REMOVED, Containers, builder, context, names_in_layers, ours, run, seen
 
 from sandbox.images import Store, resolve
 from sandbox.images.tree import write_tree
 
 pytestmark = requires("userns")
-
-#: What umoci notes where it cannot give files their owners.
-ROOTLESS = "user.rootlesscontainers"
-
-STEPS = r"""
-RUN rm /gone && rm -r /opt/old && mkdir -p /opt/old /new/deep && touch /opt/old/c && chmod 1777 /tmp && chmod 4755 /bin/busybox
-RUN ln /etc/passwd /new/passwd2 && ln -s nowhere /new/dangling && mkfifo /new/fifo && chown 5:6 /new/deep && \
-    dd if=/dev/zero of=/new/sparse bs=1 seek=4000000 count=1 2>/dev/null
-RUN rm /link && mkdir -m 750 /link && touch /link/x && rm -r /new/deep && touch -t 200101010101.01 /new/deep
-"""
-APPLETS = ("sh", "rm", "mkdir", "ln", "chmod", "chown", "mkfifo", "touch", "dd")
-
-
-def tree() -> bytes:
-    folders = [
-        make.directory(name, mode=0o755)
-        for name in ("bin", "etc", "dev", "proc", "sys", "tmp", "opt", "opt/old")
-    ]
-    shell = make.file("bin/busybox", Path("/bin/busybox").read_bytes(), mode=0o755)
-    links = [make.hard_link(f"bin/{name}", "bin/busybox", mode=0o755) for name in APPLETS]
-    files = [
-        make.file("etc/passwd", "root:x:0:0::/:/bin/sh\n"), make.file("gone", "x"), make.file("opt/old/a"),
-        make.file("ünïcode", "x", uid=7, gid=8, mode=0o600), make.symlink("link", "etc/passwd", uid=3, gid=3),
-        make.file("d" * 150 + "/" + "f" * 150, "long"),
-    ]  # fmt: skip
-    return make.tar([make.directory("./", mode=0o755), *folders, shell, *links, *files])
-
-
-def seen(root: Path, *, owners: bool = True) -> dict[str, tuple[Any, ...]]:
-    """As ``observe``, without what only one of the tools notes."""
-    found = make.observe(root)
-    for name, (mode, owner, mtime, content, same, xattrs) in found.items():
-        kept = {key: value for key, value in xattrs.items() if key != ROOTLESS}
-        found[name] = (mode, owner if owners else None, mtime, content, same, kept)
-    return found
 
 
 @pytest.fixture
@@ -63,67 +27,83 @@ def store(tmp_path: Path) -> Iterator[Store]:
         store.remove_tree(path)
 
 
-def ours(reference: str, store: Store, where: Path, *, owners: bool = True) -> dict[str, tuple[Any, ...]]:
-    write_tree(resolve(reference, store=store), where, store, owners=owners)
-    return seen(where, owners=owners)
+#: An ordinary user who has no sub-ids, and whose files are root's outside: able to read what root may read.
+AS_SOMEBODY = ("unshare", "--user", "--map-user=54321", "--map-group=54321")
+BUILDERS = [
+    pytest.param(kind, marks=requires("root", kind.partition("-")[0], "busybox", "overlay", "skopeo"))
+    for kind in ("buildah-overlay", "buildah-vfs", "docker", "podman-overlay", "podman-vfs")
+]
 
 
-def run(*argv: str | Path) -> str:
-    done = subprocess.run(argv, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, f"{argv}: {done.stderr}"
-    return done.stdout
+class Built(NamedTuple):
+    """What a tool has built: as it sees it, in every form that it writes, and as a layout."""
+
+    tree: dict[str, tuple[Any, ...]]
+    archives: dict[str, Path]
+    layout: str
+    ignored: set[str]
 
 
-@pytest.fixture(params=["overlay", "vfs"])
-def podman(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """Podman with a store of its own, and what it builds with; its directories must not have long names."""
-    with tempfile.TemporaryDirectory(prefix="podman-") as place:
-        yield [
-            "podman",
-            "--root",
-            f"{place}/root",
-            "--runroot",
-            f"{place}/run",
-            "--storage-driver",
-            request.param,
-        ]
-        subprocess.run(["umount", "--lazy", f"{place}/root/overlay"], check=False, capture_output=True)
+@pytest.fixture(scope="module", params=BUILDERS)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Layers made by overlayfs and by comparing directories."""
+    home = tmp_path_factory.mktemp("built")
+    with builder(request.param) as tool:
+        tool.build(context(home / "context"))
+        (home / "tree").mkdir()
+        tree = seen(tool.tree(home / "tree"))
+        archives = {form: home / f"{form}.tar" for form in tool.forms}
+        for form, archive in archives.items():
+            tool.save(form, archive)
+    source, layout = f"docker-archive:{archives['docker-archive']}", f"{home}/layout:app"
+    run("skopeo", "--insecure-policy", "--tmpdir", home, "copy", "-q", source, f"oci:{layout}")
+    return Built(tree, archives, layout, {".", *tool.added})  # what the root itself is like, no layer tells
 
 
-@requires("root", "podman", "busybox", "overlay")
-def test_an_image_that_podman_built_is_the_tree_that_podman_and_umoci_have(
-    podman: list[str], tmp_path: Path, store: Store
+def without(names: set[str], tree: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    return {name: facts for name, facts in tree.items() if name not in names}
+
+
+def test_an_image_is_the_tree_that_its_builder_has(built: Built, tmp_path: Path, store: Store) -> None:
+    assert built.tree["capable"][-1] == {"security.capability": CAPABILITY}
+    for form, archive in built.archives.items():
+        assert names_in_layers(archive) >= REMOVED
+        here = ours(f"{form}:{archive}", store, tmp_path / f"ours-{form}")
+        assert without(built.ignored, here) == without(built.ignored, built.tree)
+
+
+@requires("umoci")
+def test_an_image_is_the_tree_that_umoci_has(built: Built, tmp_path: Path, store: Store) -> None:
+    run("umoci", "unpack", "--image", built.layout, tmp_path / "bundle")
+    assert ours(f"oci:{built.layout}", store, tmp_path / "ours") == seen(tmp_path / "bundle/rootfs")
+
+
+@requires("umoci")
+def test_an_image_is_the_tree_that_umoci_has_as_an_ordinary_user(built: Built, tmp_path: Path) -> None:
+    unpack = (sys.executable, "-m", "sandbox.cli", "unpack", "--no-owners")
+    run(*AS_SOMEBODY, *unpack, f"oci:{built.layout}", tmp_path / "ours", SANDBOX_STORE=str(tmp_path / "store"))
+    run(*AS_SOMEBODY, "umoci", "unpack", "--rootless", "--image", built.layout, tmp_path / "bundle")
+    here, theirs = seen(tmp_path / "ours"), seen(tmp_path / "bundle/rootfs")
+    assert here["capable"][-1] == {"security.capability": CAPABILITY}, "umoci may not set it"
+    assert without({"capable"}, here) == without({"capable"}, theirs)
+
+
+@requires("rootless", "subuid", "busybox", "overlay", "buildah")
+@pytest.mark.parametrize("kind", ["buildah-overlay", "buildah-vfs"])
+def test_an_image_that_an_ordinary_user_built_is_the_tree_that_the_builder_has(
+    kind: str, tmp_path: Path, store: Store
 ) -> None:
-    """Layers made by overlayfs and by comparing directories; in every form that podman and skopeo write."""
-    (tmp_path / "base.tar").write_bytes(tree())
-    (tmp_path / "Containerfile").write_text(f"FROM scratch\nADD base.tar /\nENV PATH=/bin\n{STEPS}")
-    run(
-        *podman,
-        "build",
-        "-q",
-        "--isolation",
-        "chroot",
-        "--layers",
-        "-t",
-        "app:1",
-        "-f",
-        tmp_path / "Containerfile",
-        tmp_path,
-    )
-    theirs = seen(Path(run(*podman, "image", "mount", "app:1").strip()))
-    assert len(theirs) > 30
-    for form in ("oci-archive", "docker-archive"):
-        run(*podman, "save", "-q", "--format", form, "-o", tmp_path / f"{form}.tar", "app:1")
-        here = ours(f"{form}:{tmp_path}/{form}.tar", store, tmp_path / f"ours-{form}")
-        assert here.pop(".")[:2] == ("0o40755", (0, 0))
-        assert here == {name: facts for name, facts in theirs.items() if name != "."}
-    if shutil.which("skopeo") and shutil.which("umoci"):
-        copy = ("skopeo", "--insecure-policy", "--tmpdir", tmp_path, "copy", "-q")
-        run(*copy, f"oci-archive:{tmp_path}/oci-archive.tar", f"oci:{tmp_path}/layout:app")
-        run("umoci", "unpack", "--image", f"{tmp_path}/layout:app", tmp_path / "bundle")
-        assert ours(f"oci:{tmp_path}/layout:app", store, tmp_path / "ours") == seen(
-            tmp_path / "bundle/rootfs"
-        )
+    """With the owners that both have in a container of this user."""
+    with builder(kind) as tool:
+        assert isinstance(tool, Containers)
+        tool.build(context(tmp_path / "context", most=65_535))
+        for form in tool.forms:
+            tool.save(form, tmp_path / f"{form}.tar")
+            write_tree(resolve(f"{form}:{tmp_path}/{form}.tar", store=store), tmp_path / f"ours-{form}", store)
+        theirs, *here = tool.seen_by_its_user(*(tmp_path / f"ours-{form}" for form in tool.forms))
+    assert theirs["greatest"][1] == (65_535, 65_534)
+    for tree in here:
+        assert without({"."}, tree) == without({"."}, theirs)
 
 
 def layers() -> list[bytes]:
