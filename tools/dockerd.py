@@ -98,10 +98,15 @@ class Dockerd:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        for top in ("", "*/"):  # cgroup v2 alone, or a hierarchy for each controller
-            for mine in Path("/sys/fs/cgroup").glob(f"{top}{self._cgroup}"):
-                for folder, *_ in os.walk(mine, topdown=False):
-                    os.rmdir(folder)
+        remove_cgroups(self._cgroup)
+
+
+def remove_cgroups(name: str) -> None:
+    """Remove a cgroup and those below it, in whatever hierarchies there are."""
+    for top in ("", "*/"):  # cgroup v2 alone, or one for each controller
+        for mine in Path("/sys/fs/cgroup").glob(f"{top}{name}"):
+            for folder, *_ in os.walk(mine, topdown=False):
+                os.rmdir(folder)
 
 
 def answers(options: list[str]) -> bool:

@@ -213,12 +213,15 @@ def _user(entry: UserEntry, container: Container, host: Host, users: Users) -> U
     _check_mapped(container, "group", [entry.gid, *asked], host.gid_mappings)
     # The image's own /etc/group may name groups that a small mapping does not have; the user is as good without.
     implied = [gid for gid in entry.groups if mapped(gid, host.gid_mappings)]
-    groups = dict.fromkeys(gid for gid in (*implied, *asked) if gid != entry.gid)
+    # As initgroups(3) has it, the group of the user is among them: a program of another group that this user runs does not
+    # get rid of it. Where only one group is mapped, the kernel lets nobody set any.
+    groups = dict.fromkeys((entry.gid, *implied, *asked))
+    several = sum(mapping.size for mapping in host.gid_mappings) > 1
     return User(
         uid=entry.uid,
         gid=entry.gid,
         umask=DEFAULT_UMASK if container.umask is None else container.umask,
-        additional_gids=tuple(groups) or None,
+        additional_gids=tuple(groups) if several else None,
     )
 
 

@@ -206,7 +206,8 @@ def _with_user(entry: Entry) -> process.Program:
                       detail=f"not in the container's /etc/{'passwd' if error.kind == 'user' else 'group'}",
                       hint="add it there, or give a number") from None  # fmt: skip
     env = {"HOME": user.home, **entry.program.env}
-    return entry.program._replace(uid=user.uid, gid=user.gid, groups=user.groups, env=env)
+    groups = tuple(dict.fromkeys((user.gid, *user.groups))) if entry.program.may_set_groups else ()
+    return entry.program._replace(uid=user.uid, gid=user.gid, groups=groups, env=env)
 
 
 def begin(stdio: tuple[int, ...], v1_tasks: tuple[int, ...]) -> None:

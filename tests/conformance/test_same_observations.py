@@ -37,7 +37,7 @@ DENIED = "Permission denied"
 
 CASES = {
     "plain": Case({}, {
-        "identity.uids": [0, 0, 0], "identity.groups": [], "identity.umask": "0o22", "identity.cwd": "/", "identity.pid": 1,
+        "identity.uids": [0, 0, 0], "identity.groups": [0], "identity.umask": "0o22", "identity.cwd": "/", "identity.pid": 1,
         "identity.ppid": 0, "identity.session_leader": True, "rights.CapEff": mask(*DEFAULT), "rights.CapBnd": mask(*DEFAULT),
         "rights.CapInh": NONE, "rights.CapAmb": NONE, "rights.NoNewPrivs": "1", "rights.Seccomp": "2", "rights.pdeathsig": 0,
         "rights.SigBlk": NONE, "hostname": "box", "setgroups": "allow", "terminal": None, "mounts./proc.type": "proc",
@@ -50,7 +50,7 @@ CASES = {
         "proc_paths.sys": ["directory", "many", True], "mounts./.propagation": [],
     }),
     "user": Case({"user": "65534:65534", "groups": ["7"], "umask": 0o077, "working_dir": "/tmp"}, {
-        "identity.uids": [65534] * 3, "identity.gids": [65534] * 3, "identity.groups": [7], "identity.umask": "0o77",
+        "identity.uids": [65534] * 3, "identity.gids": [65534] * 3, "identity.groups": [7, 65534], "identity.umask": "0o77",
         "identity.cwd": "/tmp", "rights.CapEff": NONE, "rights.CapPrm": NONE, "writable./etc": DENIED, "writable./tmp": "ok",
     }),
     "capabilities": Case(

@@ -255,6 +255,16 @@ def test_user_and_groups_by_name() -> None:
     assert found.stdout.splitlines() == ["daemon", "daemon", "1 4 4321", "/usr/sbin"]
 
 
+@requires("subuid")
+def test_the_group_of_a_user_is_one_of_its_groups() -> None:
+    """Else a program of another group would get rid of it (CVE-2022-2989 of podman)."""
+    look = ["grep", "^Groups:", "/proc/self/status"]
+    assert sandbox.run(look, user="daemon", check=True).stdout.split()[1:] == ["1"]
+    with sandbox.start(command="sleep inf") as pod:
+        assert pod.exec(look, user="daemon", check=True).stdout.split()[1:] == ["1"]
+        assert pod.exec(look, user="7:8", check=True).stdout.split()[1:] == ["8"]
+
+
 def test_sysctls_of_the_pod() -> None:
     sysctls = {"net.ipv4.ip_unprivileged_port_start": "7", "kernel.msgmax": "9000"}
     paths = ["/proc/sys/net/ipv4/ip_unprivileged_port_start", "/proc/sys/kernel/msgmax"]
