@@ -37,6 +37,8 @@ def save(images: Sequence[StoredImage], store: Store, file: BinaryIO, form: str 
     :raises ImageError: a blob is missing or damaged
     :raises OSError: the file cannot be written
     """
+    for image in images:
+        Images(store).check_complete(image, "save", (*image.names, image.digest)[0])
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         writer = _Writer(archive, store)
         if form == "oci-archive":

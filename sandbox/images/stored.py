@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sandbox.images.references import Reference
     from sandbox.images.store import Store
 
-__all__ = ["Images", "StoredImage"]
+__all__ = ["Images", "StoredImage", "not_here"]
 
 #: A digest or the beginning of one; fewer digits could be meant as a name.
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
@@ -64,6 +64,18 @@ class StoredImage:
     def size(self) -> int:
         """Bytes of its layers as they came, compressed."""
         return sum(layer.size for layer in self.parts.layers)
+
+
+def not_here(blob: Descriptor, image: StoredImage, operation: str, called: str) -> ImageError:
+    """The error for a blob of an image that the store has not kept.
+
+    :param called: what the user called the image
+    """
+    return ImageError(
+        f"{blob.digest} is not in the store", operation=operation, object=called,
+        hint="layers as they came are forgotten where SANDBOX_KEEP_BLOBS is `no`: fetch them again without it, "
+        f"`sandbox pull {(*image.names, 'IMAGE')[0]}`",
+    )  # fmt: skip
 
 
 class Images:
@@ -180,6 +192,24 @@ class Images:
         if digest is not None:
             return self.get(digest)
         return self._by_id(text, match[1]) if (match := _ID.fullmatch(text)) else None
+
+    def lacking(self, image: StoredImage) -> tuple[Descriptor, ...]:
+        """Its blobs that are not here: layers as they came are forgotten if ``SANDBOX_KEEP_BLOBS`` says so."""
+        return tuple(blob for blob in image.parts.blobs if not self._is_here(blob))
+
+    def check_complete(self, image: StoredImage, operation: str, called: str) -> None:
+        """What is to leave the store has to be in it, as it came.
+
+        :raises ImageError: a blob is not; unpacked layers alone are enough for containers, but not to make it again
+        """
+        if lacking := self.lacking(image):
+            raise not_here(lacking[0], image, operation, called)
+
+    def _is_here(self, blob: Descriptor) -> bool:
+        try:
+            return (self.store.root / path_of(blob.digest)).stat().st_size == blob.size
+        except FileNotFoundError:
+            return False
 
     def layer_blobs(self, image: StoredImage) -> list[LayerBlob]:
         """The layers of an image as they came, lowest first."""

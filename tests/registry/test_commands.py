@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import pty
@@ -13,6 +14,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import images_helpers as make
 import pytest
@@ -178,7 +180,49 @@ def test_blobs_are_forgotten_if_one_wants(
     asked = len(between.requests)
     assert json.loads(cli("pull", "--json", full).stdout)[0]["fetched"] is False
     assert [each.method for each in between.requests[asked:]] == ["HEAD"]
-    assert "is not in the store" in cli("push", full, between.name("elsewhere:1")).stderr
+    for words in (("push", full, between.name("elsewhere:1")), ("save", "--output", "saved.tar", full)):
+        told = cli(*words).stderr
+        assert "is not in the store" in told
+        assert f"`sandbox pull {full}`" in told
+    assert not Path(store.root.parent / "saved.tar").exists()
+    monkeypatch.delenv("SANDBOX_KEEP_BLOBS")
+    assert json.loads(cli("pull", "--json", full).stdout)[0]["fetched"] is True, "what the hint says helps"
+    assert cli("save", "--output", "saved.tar", full).returncode == 0
+
+
+@requires("overlay")
+@pytest.mark.parametrize("forgotten", ["before", "after"])
+def test_what_was_built_on_a_forgotten_image_is_whole(
+    cli: Cli, started: Callable[[str], Registry], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str
+) -> None:
+    """The base is forgotten when it is pulled for the build, or by the pull of an image that has the same layer."""
+    base, layout = started("plain").name(name), tmp_path / "one"
+    (tmp_path / "Dockerfile").write_text(f'FROM {base}\nRUN ["/bin/sh", "-c", "echo two > /version"]\n')
+    if forgotten == "before":
+        monkeypatch.setenv("SANDBOX_KEEP_BLOBS", "no")
+    else:
+        monkeypatch.setenv("SANDBOX_PULL", "missing")
+    assert cli("build", "--tag", "localhost/built:1", ".").returncode == 0
+    if forgotten == "after":
+        assert cli("rm", base).returncode == 0
+        make.put_index(layout, make.tagged(put_another(layout), "latest"))
+        started("plain").put(layout, f"{name}-other")
+        monkeypatch.setenv("SANDBOX_KEEP_BLOBS", "no")
+        assert cli("pull", f"{base}-other").returncode == 0
+        assert "is not in the store" in cli("save", "--output", "other.tar", f"{base}-other").stderr
+    saved = cli("save", "--output", "saved.tar", "localhost/built:1")
+    assert saved.returncode == 0, saved.stderr
+    monkeypatch.setenv("SANDBOX_STORE", str(tmp_path / "another"))
+    assert cli("load", "--input", "saved.tar").returncode == 0
+    assert cli("run", "localhost/built:1", "cat", "/version").stdout == "two\n"
+
+
+def put_another(layout: Path) -> dict[str, Any]:
+    """An image with the layer of the one in a layout, and one more."""
+    (start,) = json.loads((layout / "index.json").read_text())["manifests"]
+    document = json.loads((layout / "blobs/sha256" / start["digest"][7:]).read_text())
+    (packed,) = (layout / "blobs/sha256" / layer["digest"][7:] for layer in document["layers"])
+    return make.put_image(layout, [gzip.decompress(packed.read_bytes()), make.tar([make.file("more", "x")])])
 
 
 def test_what_was_begun_and_left_is_pruned(cli: Cli, between: Middle, name: str, store: Store) -> None:

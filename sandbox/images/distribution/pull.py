@@ -155,6 +155,8 @@ class _Pull:
         """What the store has, if the registry says that the name means the same still; that costs it little."""
         if (found := self._here()) is None:
             return None
+        if keeps_blobs() and self._images.lacking(found.stored):
+            return None  # forgotten by a pull that did not keep them
         if self._reference.digest:
             return found
         for source in sources:
@@ -221,10 +223,16 @@ class _Pull:
         return Pulled(stored, image, fetched=True)
 
     def _forget(self, stored: StoredImage) -> None:
-        """Remove layers as they came, now that they are unpacked, unless another process uses them."""
+        """Remove layers as they came, now that they are unpacked, unless another process or another whole image has them.
+
+        An image that was built on this one could not be saved any more, and nobody could fetch it again.
+        """
         places = self._store.places
         with store_errors("forget layers of", self._image, self._store.root), places.alone():
-            used = places.in_use(by_others=True)
+            used = set(places.in_use(by_others=True))
+            for other in self._images.items():
+                if other.digest != stored.digest and not self._images.lacking(other):
+                    used.update(path_of(layer.digest) for layer in other.parts.layers)
             for layer in stored.parts.layers:
                 if (name := path_of(layer.digest)) not in used:
                     (self._store.root / name).unlink(missing_ok=True)

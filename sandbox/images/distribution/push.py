@@ -26,7 +26,7 @@ from sandbox.images.distribution.transport import PATIENCE, Patience, Transport
 from sandbox.images.documents import INDEXES, MANIFESTS, Descriptor, descriptor, descriptors, parse_json
 from sandbox.images.errors import RegistryError
 from sandbox.images.references import parse_registry_name
-from sandbox.images.stored import Images
+from sandbox.images.stored import Images, not_here
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -164,10 +164,7 @@ class _Push:
     def _send_blobs(self, blobs: Sequence[Descriptor]) -> None:
         for blob in blobs:
             if not self._store.blobs.has(blob.digest, blob.size):
-                raise ImageError(
-                    f"{blob.digest} is not in the store", operation="push", object=self._destination.text,
-                    hint=f"fetch the image again: `sandbox pull {(*self._image.names, 'IMAGE')[0]}`",
-                )  # fmt: skip
+                raise not_here(blob, self._image, "push", self._destination.text)
         for blob in blobs[:1]:  # alone, so that scheme and token are settled once
             self._send(blob)
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="sandbox-push") as pool:
