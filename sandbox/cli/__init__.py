@@ -92,7 +92,9 @@ def _dispatch(arguments: list[str]) -> int:
     if word not in COMMANDS:
         console.complain(f"sandbox: there is no command `{word}`; see `sandbox --help`")
         return 2
-    status: int = import_module(f"sandbox.cli.{COMMANDS[word][0]}").main(arguments[1:])
+    module = import_module(f"sandbox.cli.{COMMANDS[word][0]}")
+    command = getattr(module, "COMMAND", None)  # `service` has several
+    status: int = module.main(arguments[1:]) if command is None else command.run(module.main, arguments[1:])
     return status
 
 

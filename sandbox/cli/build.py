@@ -41,11 +41,8 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Build, and print what it came to."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     context = given.one_operand("a directory to build in: `sandbox build .`")
     from sandbox.build.source import build
 

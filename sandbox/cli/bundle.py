@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sandbox.cli import console, store
-from sandbox.cli.options import Command, Option, UsageError
+from sandbox.cli.options import Command, Given, Option, UsageError
 
 if TYPE_CHECKING:
     from sandbox.images.image import Image
@@ -30,11 +30,8 @@ COMMAND = Command(
 _PREFIX = "org.opencontainers.image."
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Write the bundle."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     if len(given.operands) < 2:
         raise UsageError("expected an image and a directory")
     reference, target, *command = given.operands

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sandbox.cli import console
-from sandbox.cli.options import Command, Option
+from sandbox.cli.options import Command, Given, Option
 
 if TYPE_CHECKING:
     from sandbox.cli.checks import Check
@@ -21,11 +21,8 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Print the findings."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     given.no_operands()
     from sandbox.cli.checks import all_checks, container
 

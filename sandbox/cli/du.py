@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sandbox.cli import console, store
-from sandbox.cli.options import Command, Option
+from sandbox.cli.options import Command, Given, Option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,11 +26,8 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Print the tables."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     given.no_operands()
     found = store.images()
     totals = list(_totals(found))

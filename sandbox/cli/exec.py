@@ -37,11 +37,8 @@ COMMAND = Command(
 _PATIENCE = 10.0
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Run it and return the exit status."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     if len(given.operands) < 2:
         raise UsageError("expected a pod and a command")
     pod, *command = given.operands

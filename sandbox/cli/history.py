@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sandbox.cli import console, store
-from sandbox.cli.options import Command, Option
+from sandbox.cli.options import Command, Given, Option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,11 +28,8 @@ COMMAND = Command(
 _WIDTH = 60
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Print the steps."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     found = store.images()
     rows = list(_steps(found, found.find(given.one_operand("an image"))))[::-1]
     if given["json"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sandbox.cli import console, store
-from sandbox.cli.options import Command, Option
+from sandbox.cli.options import Command, Given, Option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,11 +32,8 @@ COMMAND = Command(
 _NONE = "<none>"
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Print the list."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     wanted = given.one_operand("a name") if given.operands else None
     found = store.images()
     rows = list(_rows(found))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sandbox.cli import console
-from sandbox.cli.options import Command, Option, UsageError
+from sandbox.cli.options import Command, Given, Option, UsageError
 
 COMMAND = Command(
     "inspect", "POD[/CONTAINER]|IMAGE", "Print what there is to know of a running pod or an image, as JSON.",
@@ -22,11 +22,8 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Print the document."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     operand, kind = given.one_operand("a pod or an image"), given["type"]
     if kind not in {None, "pod", "image"}:
         raise UsageError(f"--type={kind}: expected pod or image")

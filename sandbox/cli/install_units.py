@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sandbox.cli import console
-from sandbox.cli.options import Command, Option
+from sandbox.cli.options import Command, Given, Option
 
 if TYPE_CHECKING:
     from sandbox.services.unitfiles import UnitFile
@@ -31,11 +31,8 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Show and write them."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     given.no_operands()
     from sandbox.services.unitfiles import unit_files, write
 

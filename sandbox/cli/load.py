@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from sandbox.cli import console, store
-from sandbox.cli.options import Command, Option, UsageError
+from sandbox.cli.options import Command, Given, Option, UsageError
 
 COMMAND = Command(
     "load", "[FILE]", "Take images into the store: from `save`, docker, podman, or an OCI layout.",
@@ -24,11 +24,8 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Take them in, and tell what they are called."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     file = given["input"] or (given.one_operand("a file") if given.operands else "-")
     if file == "-" and console.is_terminal(0):
         raise UsageError("standard input is a terminal: name a file")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sandbox.cli import console
-from sandbox.cli.options import Command, Option, UsageError
+from sandbox.cli.options import Command, Given, Option, UsageError
 from sandbox.cli.pull import registry_name
 
 if TYPE_CHECKING:
@@ -32,11 +32,8 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Ask the registries, compare, write."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     import attrs
 
     from sandbox.images.distribution.pins import FILE_NAME, Pins

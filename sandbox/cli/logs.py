@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from sandbox.cli import console, find
-from sandbox.cli.options import Command, Option, UsageError
+from sandbox.cli.options import Command, Given, Option, UsageError
 
 if TYPE_CHECKING:
     from sandbox._output import LogRecord
@@ -26,11 +26,8 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Print the lines."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     operand = given.one_operand("a pod")
     tail = given["tail"]
     if tail is not None and not tail.isdecimal():

@@ -8,7 +8,7 @@ cut as long as they are unique.
 from __future__ import annotations
 
 import getopt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from sandbox.cli import console
@@ -58,6 +58,11 @@ class Command(NamedTuple):
 
     def _all(self) -> tuple[Option, ...]:
         return (Option("help", "Show this help", "h"), *self.options)
+
+    def run(self, main: Callable[[Given], int], arguments: Sequence[str]) -> int:
+        """Do it with what was given, or show the help; the exit status."""
+        given = self.parse(arguments)
+        return 0 if given is None else main(given)
 
     def parse(self, arguments: Sequence[str]) -> Given | None:
         """The options given and the operands; None if the help was asked for (and shown)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sandbox.cli import console, store
-from sandbox.cli.options import Command, Option
+from sandbox.cli.options import Command, Given, Option
 
 COMMAND = Command(
     "prune", "", "Remove what nothing refers to: images without a name, layers and blobs of no image.",
@@ -21,11 +21,8 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Remove, and tell."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     given.no_operands()
     from sandbox.images.collect import prune
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sandbox.cli import console
-from sandbox.cli.options import Command, Option
+from sandbox.cli.options import Command, Given, Option
 
 COMMAND = Command(
     "ps", "", "List running pods and their containers, whichever process of this user started them.",
@@ -26,11 +26,8 @@ _HEADER = ("POD", "CONTAINER", "IMAGE", "STATE", "AGE", "TEST OR COMMAND")
 _WIDTH = 60
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Print the list."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     given.no_operands()
     from sandbox._running import all_pods
 

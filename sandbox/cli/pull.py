@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sandbox.cli import console
-from sandbox.cli.options import Command, Option, UsageError
+from sandbox.cli.options import Command, Given, Option, UsageError
 
 if TYPE_CHECKING:
     from sandbox.images.distribution.pull import Pulled
@@ -31,11 +31,8 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Pull, and print what came of it."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     if given["policy"] not in {None, "always", "missing"}:
         raise UsageError(f"--policy={given['policy']}: expected always or missing")
     wanted = [*_pinned(given["lock"]), *map(registry_name, given.operands)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sandbox.cli import console
-from sandbox.cli.options import Command, Option, UsageError
+from sandbox.cli.options import Command, Given, Option, UsageError
 
 COMMAND = Command(
     "push", "IMAGE [NAME]", "Send an image of the store to a registry, under its own name or another.",
@@ -20,11 +20,8 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Push, and print what came of it."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     if not 1 <= len(given.operands) <= 2:
         raise UsageError("expected an image, and maybe the name to push it to")
     from sandbox.cli.pull import registry_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sandbox.cli import console, store
-from sandbox.cli.options import Command, Option
+from sandbox.cli.options import Command, Given, Option
 
 if TYPE_CHECKING:
     from sandbox.images.collect import Garbage
@@ -26,11 +26,8 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Remove them, one after the other."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     found = store.images()
     removed = [_remove(found, text, force=bool(given["force"])) for text in given.some_operands("an image")]
     if given["json"]:

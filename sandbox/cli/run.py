@@ -45,11 +45,8 @@ COMMAND = Command(
 _ENGINES = ("native", "crun", "runc")
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Run it and return the exit status."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     image, *command = given.operands or [""]
     if not image:
         raise UsageError("expected an image (`host` for this machine's own programs)")

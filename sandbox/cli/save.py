@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from sandbox.cli import console, store
-from sandbox.cli.options import Command, Option, UsageError
+from sandbox.cli.options import Command, Given, Option, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,11 +28,8 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Write the file."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     operands, form = given.some_operands("an image"), given["format"] or "oci-archive"
     from sandbox.images.save import FORMATS, save
 

@@ -83,10 +83,8 @@ def main(arguments: list[str]) -> int:
         return 0
     if word not in _ACTIONS:
         raise UsageError(f"expected run, report or find{f', not `{word}`' if word else ''}")
-    given = None
     try:
-        given = _ACTIONS[word].parse(arguments[1:])
-        return 0 if given is None else {"run": _run, "report": _report, "find": _find}[word](given)
+        return _ACTIONS[word].run({"run": _run, "report": _report, "find": _find}[word], arguments[1:])
     except Exception as error:
         from sandbox.cli import failures
 

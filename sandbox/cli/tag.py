@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sandbox.cli import store
-from sandbox.cli.options import Command, UsageError
+from sandbox.cli.options import Command, Given, UsageError
 
 COMMAND = Command(
     "tag", "IMAGE NAME...", "Give an image of the store more names.",
@@ -17,11 +17,8 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Set the names."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     image, *names = given.some_operands("an image and a name")
     if not names:
         raise UsageError("expected a name")

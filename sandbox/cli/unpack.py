@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sandbox.cli import console, store
-from sandbox.cli.options import Command, Option
+from sandbox.cli.options import Command, Given, Option
 
 COMMAND = Command(
     "unpack", "IMAGE DIR", "Write an image's files into a directory: for chroot, systemd-nspawn or RootDirectory=.",
@@ -23,11 +23,8 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Write the files."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     reference, target = given.two_operands("an image and a directory")
     from sandbox.images.tree import write_tree
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sandbox.cli import console
-from sandbox.cli.options import Command, Option, number
+from sandbox.cli.options import Command, Given, Option, number
 
 if TYPE_CHECKING:
     from sandbox._container import RunningContainer
@@ -36,11 +36,8 @@ COMMAND = Command(
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
-def main(arguments: list[str]) -> int:
+def main(given: Given) -> int:
     """Run it and return the exit status."""
-    given = COMMAND.parse(arguments)
-    if given is None:
-        return 0
     file = given.one_operand("a file with a pod")
     patience = number(given["timeout"], "timeout")
     from sandbox import podfile
