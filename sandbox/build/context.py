@@ -11,13 +11,13 @@ from pathlib import Path
 
 from sandbox.build.errors import BuildError
 from sandbox.build.ignore import Ignore, PatternError, read_patterns
+from sandbox.build.known_files import Content, content_of
 from sandbox.build.tree import Tree
 
 __all__ = ["Context", "find_dockerfile"]
 
 _NAMES = ("Dockerfile", "Containerfile", "dockerfile")
 _MAX_IGNORE = 4 << 20
-_CHUNK = 1 << 20
 
 
 def find_dockerfile(directory: Path) -> Path | None:
@@ -68,9 +68,12 @@ class Context:
         """The files that count; the caller closes it."""
         return Tree(os.fspath(self.need()), Ignore(self.ignore) if self.ignore else None)
 
-    def digest(self, patterns: Sequence[str], exclude: Iterable[str] = ()) -> str:
+    def digest(
+        self, patterns: Sequence[str], exclude: Iterable[str] = (), content: Content = content_of
+    ) -> str:  # fmt: skip
         """What the files that patterns fit come to: names, kinds, modes, contents. Times and owners do not count.
 
+        :param content: gives the SHA-256 of a regular file
         :raises BuildError: a file cannot be read
         """
         hashed = hashlib.sha256()
@@ -79,7 +82,7 @@ class Context:
             try:
                 for pattern in patterns:
                     for top in tree.glob(pattern):
-                        self._add(tree, top, hashed, leave_out)
+                        self._add(tree, top, hashed, leave_out, content)
             except PatternError as error:
                 raise BuildError(str(error), operation="copy") from None
             except OSError as error:
@@ -88,29 +91,27 @@ class Context:
         return hashed.hexdigest()
 
     @staticmethod
-    def _add(tree: Tree, top: str, hashed: hashlib._Hash, leave_out: Ignore) -> None:
+    def _add(
+        tree: Tree, top: str, hashed: hashlib._Hash, leave_out: Ignore, content: Content
+    ) -> None:  # fmt: skip
         real = tree.real(top)
         state = tree.look(real)
         if state is None:
             return  # a link that leads nowhere: copying will say so
-        _describe(tree, real, os.path.basename(top), state, hashed)
+        _describe(tree, real, os.path.basename(top), state, hashed, content)
         if stat.S_ISDIR(state.st_mode):
             for path, inner in tree.walk(real):
                 below = path[len(real) :].lstrip("/")
                 if not leave_out.excludes(below):
-                    _describe(tree, path, below, inner, hashed)
+                    _describe(tree, path, below, inner, hashed, content)
 
 
-def _describe(tree: Tree, path: str, name: str, state: os.stat_result, hashed: hashlib._Hash) -> None:
+def _describe(
+    tree: Tree, path: str, name: str, state: os.stat_result, hashed: hashlib._Hash, content: Content
+) -> None:  # fmt: skip
     hashed.update(f"{name!r} {state.st_mode:o} ".encode("utf-8", "surrogateescape"))
     if stat.S_ISLNK(state.st_mode):
         hashed.update(repr(tree.read_link(path)).encode())
     elif stat.S_ISREG(state.st_mode):
-        fd = tree.open(path)
-        try:
-            hashed.update(b"%d " % os.fstat(fd).st_size)
-            while piece := os.read(fd, _CHUNK):
-                hashed.update(piece)
-        finally:
-            os.close(fd)
+        hashed.update(content(tree, path, state))
     hashed.update(b"\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +16,7 @@ from sandbox.build.context import Context
 from sandbox.build.dockerfile import Instruction, parse_instruction
 from sandbox.build.draft import Draft, LayerRef
 from sandbox.build.errors import BuildError
+from sandbox.build.known_files import KnownFiles
 from sandbox.build.meta import META, apply, expanded, shell_of, working_directory
 from sandbox.build.running import Job, run
 from sandbox.build.stages import PROXIES, Plan, Stage, arguments_of
@@ -85,6 +86,7 @@ class Executor:
         self.settings = settings
         self.progress: Progress = progress or Silent()
         self._done: dict[int, Draft] = {}
+        self._known: dict[Path, KnownFiles] = {}
         #: Arguments that some ARG took.
         self.used: set[str] = set()
 
@@ -103,6 +105,15 @@ class Executor:
         if stage.index not in self._done:
             self._done[stage.index] = _Run(self, stage).carry_out()
         return self._done[stage.index]
+
+    def digest(self, context: Context, patterns: Sequence[str], exclude: Iterable[str] = ()) -> str:
+        """What files of a context come to (:meth:`Context.digest`); those that have not changed are not read again."""
+        directory = context.need()
+        if directory not in self._known:
+            self._known[directory] = KnownFiles(self.workshop.store, directory, forget=self.settings.no_cache)
+        found = context.digest(patterns, exclude, self._known[directory].digest)
+        self._known[directory].save()
+        return found
 
     def source(self, name: str, before: int) -> Draft:
         """What ``--from`` and FROM name: an earlier stage, or an image."""
@@ -219,7 +230,7 @@ class _Run:
             return files.from_image(draft, self._workshop.store, job)
         if job.urls:
             return files.downloaded(instruction, job, self._workshop, stack)
-        return files.from_context(self._stage.context or self._executor.context, job)
+        return files.from_context(self._stage.context or self._executor.context, job, self._executor.digest)
 
     def _below(self) -> list[str]:
         """The layers so far, for the helper."""

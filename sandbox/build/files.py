@@ -188,11 +188,14 @@ def _owner(text: str, instruction: Instruction, image: Image | None) -> tuple[in
 # -- sources --------------------------------------------------------------------------------------------------------
 
 
-def from_context(context: Context, job: CopyJob) -> Source:
-    """The build context. Its content is what counts, not its times."""
+def from_context(context: Context, job: CopyJob, digest: Callable[[Context, Sequence[str], Sequence[str]], str]) -> Source:
+    """The build context. Its content is what counts, not its times.
+
+    :param digest: what files of it come to
+    """
     if not job.patterns:
         return Source(lambda: None, "")
-    return Source(context.need, context.digest(job.patterns, job.exclude), context.ignore)
+    return Source(context.need, digest(context, job.patterns, job.exclude), context.ignore)
 
 
 def from_image(draft: Draft, store: Store, job: CopyJob) -> Source:

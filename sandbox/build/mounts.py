@@ -94,7 +94,7 @@ class Mounts:
     def _content(self, wanted: Wanted) -> object:
         if origin := wanted.options.get("from"):
             return self._executor.source(origin, self._stage.index).identity
-        return self._context.digest([wanted.options.get("source", ".")])
+        return self._executor.digest(self._context, [wanted.options.get("source", ".")])
 
     def mount(self, wanted: Wanted) -> Mount:
         """What the pod gets."""

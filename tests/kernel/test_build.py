@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from build_helpers import store_base, tree_of
 from gate import requires
 
 import sandbox
+from sandbox.build import known_files
 from sandbox.build.executor import Settings
 from sandbox.build.source import build
 from sandbox.errors import ImageError, UnsupportedFeature
@@ -135,6 +137,32 @@ def test_times_of_the_context_do_not_count(built: Build, tmp_path: Path) -> None
     digest = built(text, {"a": "same"})
     os.utime(tmp_path / "a", (1, 1))
     assert built(text, {"a": "same"}) == digest
+
+
+def test_a_context_that_has_not_changed_is_not_read_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for COPY nor for a mount; a build without the cache reads it, and so does one after a change."""
+    reads: list[str] = []
+    read = known_files._read_file
+
+    def noted(tree: Any, path: str) -> Any:
+        reads.append(path)
+        return read(tree, path)
+
+    monkeypatch.setattr(known_files, "_read_file", noted)
+    text = "FROM localhost/base:1\nCOPY large /a\nRUN --mount=type=bind,source=large,target=/b cmp /a /b\n"
+    make(tmp_path, {"Dockerfile": text, "large": b"x" * (2 << 20)})
+    time.sleep(0.3)  # what was changed just now is read again to be safe
+    digests = [build(tmp_path, store=store).digest for _ in range(2)]
+    assert reads == ["large"]
+    build(tmp_path, store=store, settings=Settings(no_cache=True))
+    assert reads == ["large"] * 2
+    state = (tmp_path / "large").stat()
+    (tmp_path / "large").write_bytes(b"y" * (2 << 20))
+    os.utime(tmp_path / "large", ns=(state.st_atime_ns, state.st_mtime_ns))
+    digests.append(build(tmp_path, store=store).digest)
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_only_the_stages_that_are_needed(built: Build) -> None:
