@@ -7,7 +7,7 @@ import os
 from .bus import Address, connect, system_address, user_address
 from .errors import NoBus, SystemdError
 from .manager import Kind, Manager
-from .private import private, why_not as private_why_not
+from .private import private, shared, why_not as private_why_not
 
 __all__ = ["KINDS", "open_manager", "private", "system", "user", "why_not"]
 
@@ -41,9 +41,11 @@ def _user_socket() -> Address | None:
 def open_manager(kind: str = "auto") -> Manager:
     """The manager of this kind; ``auto``: the system's for root, the user's for others, else a private one.
 
+    Of private ones there is one in a process, however often this is called.
+
     :raises NoBus: it is not there; the cause says why, for ``auto`` of each
     """
-    openers = {"system": system, "user": user, "private": private}
+    openers = {"system": system, "user": user, "private": shared}
     if kind != "auto":
         if kind not in openers:
             raise NoBus("there is no such kind of manager", operation="reach", object=kind,

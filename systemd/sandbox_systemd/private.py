@@ -14,13 +14,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 
 from . import keeper
 from .bus import Address, Bus, connect
 from .errors import ManagerEnded, NoBus
 from .manager import Manager
 
-__all__ = ["private", "why_not"]
+__all__ = ["private", "shared", "why_not"]
 
 #: Where distributions have it.
 _PLACES = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
@@ -43,24 +44,72 @@ def why_not() -> str | None:
     return None
 
 
+_sharing = threading.RLock()
+_shared: PrivateManager | None = None
+
+
 def private() -> Manager:
     """Start one and connect to it. Raises :class:`NoBus` with what kept it from starting."""
+    return _connected(_start())
+
+
+def shared() -> Manager:
+    """The same for all in this process that ask, pods and services; the last to be closed ends it."""
+    global _shared  # noqa: PLW0603 - one per process is the point
+    with _sharing:
+        if _shared is None or not _shared.usable:
+            _shared = _start()
+        return _connected(_shared)
+
+
+def _connected(there: PrivateManager) -> Manager:
+    there.users += 1
+    try:
+        return Manager(there.connect, "private", there.directory, _Leaving(there).leave)
+    except BaseException:
+        _Leaving(there).leave()
+        raise
+
+
+def _start() -> PrivateManager:
     if (reason := why_not()) is not None:
         raise NoBus("it cannot be started", operation="start", object="systemd --user", cause=reason,
                     hint="apt install systemd, and run as root or in a cgroup that is delegated to this user")  # fmt: skip
     sweep()
-    private = PrivateManager()
-    try:
-        return Manager(private.connect, "private", private.directory, private.close)
-    except BaseException:
-        private.close()
-        raise
+    return PrivateManager()
+
+
+class _Leaving:
+    """One user of a manager, who leaves once."""
+
+    def __init__(self, manager: PrivateManager) -> None:
+        self._manager: PrivateManager | None = manager
+
+    def leave(self) -> None:
+        """The last one ends it."""
+        with _sharing:
+            manager, self._manager = self._manager, None
+            if manager is None:
+                return
+            manager.users -= 1
+            if manager.users == 0:
+                manager.close()
+
+
+def _after_fork() -> None:
+    global _sharing, _shared
+    _sharing, _shared = threading.RLock(), None
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class PrivateManager:
     """The manager's process, by its keeper."""
 
     def __init__(self) -> None:
+        #: Connections that were asked for and not given back.
+        self.users = 0
         mount = _cgroup2()
         assert mount is not None
         name = os.urandom(6).hex()
@@ -115,6 +164,12 @@ class PrivateManager:
         if os.geteuid() == 0:
             # Services that run as others report to it too; the manager tells whose a message is by itself.
             os.chmod(f"{self.directory}/systemd/notify", 0o777)
+
+    @property
+    def usable(self) -> bool:
+        """False once it has ended, and in a forked child: it is the parent's."""
+        own = self._pid == os.getpid() and self._log >= 0
+        return own and self._keeper.poll() is None and os.path.exists(f"{self.directory}/systemd/private")
 
     def log_tail(self) -> str | None:
         """The last line that it has written."""

@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,6 +100,57 @@ class TestUnits:
             manager.stop(f"one-{number}.service")
         assert len(manager._results) < 5
         assert not manager._expected
+
+
+class TestTheProcessHasOne:
+    """In processes of their own: this one has one already."""
+
+    def test_all_that_ask_get_the_same_and_the_last_ends_it(self) -> None:
+        assert _said("""
+            first, second = managers.open_manager("private"), managers.open_manager("private")
+            assert first.name == second.name
+            for _ in range(2):
+                first.close()  # once or twice: it is one who leaves
+            assert second.list_units()
+            second.close()
+            assert not os.path.exists(second.name)
+            with managers.open_manager("private") as third:
+                assert third.name != first.name
+        """)
+
+    def test_one_that_was_killed_is_not_given_again(self) -> None:
+        assert _said("""
+            with managers.open_manager("private") as old:
+                for pid in filter(str.isdecimal, os.listdir("/proc")):
+                    with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+                        if f"XDG_RUNTIME_DIR={old.name}".encode() in file.read().split(bytes(1)):
+                            os.kill(int(pid), 9)
+                while os.path.exists(old.name):
+                    time.sleep(0.01)
+                with managers.open_manager("private") as new:
+                    assert new.name != old.name
+                    old.close()
+                    assert new.list_units()
+        """)
+
+    def test_pods_and_services_are_in_it_together(self) -> None:
+        assert _said("""
+            import sandbox
+            from sandbox.cgroups import choose
+            from sandbox.pods import Options
+            with sandbox.start(command=["sleep", "inf"], options=Options(systemd="private")):
+                with sandbox.start_service(["sleep", "inf"], manager="private") as service:
+                    units = choose("auto", "private").manager.list_units(["sandbox*"])
+                    assert service.unit in [unit.name for unit in units]
+        """)
+
+
+def _said(script: str) -> bool:
+    """Run a script that asserts something, and see that it got to its end."""
+    text = f"import contextlib, os, time\nfrom sandbox_systemd import managers\n{textwrap.dedent(script)}\nprint('done')"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False)
+    assert not done.returncode, done.stderr
+    return done.stdout == "done\n"
 
 
 def test_paths_of_units() -> None:
