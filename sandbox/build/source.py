@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from sandbox._launch import Options
 from sandbox.build.context import Context, find_dockerfile
 from sandbox.build.dockerfile import parse
 from sandbox.build.draft import Draft
@@ -33,7 +34,7 @@ _MAX_FILE = 4 << 20
 def build(
     context: str | os.PathLike[str] = ".", file: str | os.PathLike[str] | None = None, *, tags: tuple[str, ...] = (),
     target: str | None = None, settings: Settings | None = None, store: Store | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, options: Options | None = None,
 ) -> StoredImage:  # fmt: skip
     """Build an image from a Dockerfile.
 
@@ -41,6 +42,7 @@ def build(
     :param file: the Dockerfile; without, ``Dockerfile`` or ``Containerfile`` in the context
     :param tags: what to call the result
     :param target: the stage to stop at
+    :param options: how base images are pulled and what pods of steps run under; the environment's, if not given
     :raises BuildError: the file is malformed, or a step failed; ``line`` says where
     :raises ImageError: a base image is not there or is broken
     """
@@ -49,7 +51,7 @@ def build(
     chosen, place = settings or Settings(), store or Store.default()
     names = [parse_registry_name(tag).canonical for tag in tags]
     stages = plan(parse(_text(where), os.fspath(where)), chosen.arguments)
-    executor = Executor(stages, Context(directory, where), Workshop(place), chosen, progress)
+    executor = Executor(stages, Context(directory, where), Workshop(place, options), chosen, progress)
     executor.context.need()
     draft = executor.build(target)
     _check_arguments(executor, chosen.arguments)
@@ -104,11 +106,21 @@ def _text(path: Path) -> str:
         raise BuildError(operation="read the Dockerfile", path=path, errno=error.errno) from None
 
 
-def resolve(reference: Reference, store: Store) -> Image:
+def resolve(
+    reference: Reference, store: Store, *, pull: str | None = None, lock: str | os.PathLike[str] | None = None
+) -> Image:  # fmt: skip
     """``build:DIR`` or ``build:FILE``, whose directory is then the context; quiet, and only what is not known is done.
 
+    :param pull: when registries are asked for base images; what the environment says, if not given, as with ``lock``
+    :param lock: a file sandbox.lock, or ``none``
     :raises BuildError: see :func:`build`
     """
+    options = Options.from_environment()
+    if pull is not None:
+        options = attrs.evolve(options, pull=pull)
+    if lock is not None:
+        options = attrs.evolve(options, lock=None if lock == "none" else os.fspath(lock))
     path = Path(reference.path or ".")
-    found = build(path, store=store) if path.is_dir() else build(path.parent, path, store=store)
+    context, file = (path, None) if path.is_dir() else (path.parent, path)
+    found = build(context, file, store=store, options=options)
     return Manifests(store.blobs, reference.text, store).image(found.start)

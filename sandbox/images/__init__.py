@@ -75,7 +75,7 @@ def resolve(
     :raises ImageError: the reference or the image is bad; the message has the layer and the entry
     """
     from sandbox.images.references import parse
-    from sandbox.images.sources import find_source, registered_transports
+    from sandbox.images.sources import find_builder, find_source, registered_transports
     from sandbox.images.store import Store
 
     parsed = parse(reference, registered_transports())
@@ -85,6 +85,8 @@ def resolve(
 
         policy = pull or os.environ.get("SANDBOX_PULL") or "missing"
         return registry.resolve(parsed, place, pull=policy, pins=_pins(lock))
+    if builder := find_builder(parsed.transport):
+        return builder.resolve(parsed, place, pull=pull, lock=lock)
     return find_source(parsed.transport).resolve(parsed, place)
 
 

@@ -12,7 +12,7 @@ import attrs
 from sandbox.errors import ImageError, ImageNotFound
 from sandbox.images.config import empty_config
 from sandbox.images.image import Image
-from sandbox.images.sources import find_source
+from sandbox.images.sources import find_builder
 from sandbox.linux.idmap import is_privileged
 
 if TYPE_CHECKING:
@@ -25,9 +25,12 @@ __all__ = ["resolve"]
 _SIGNS_OF_A_ROOT = ("bin", "sbin", "usr", "etc", "lib", "nix", "proc", "dev", "init")
 
 
-def resolve(reference: Reference, store: Store) -> Image:
+def resolve(
+    reference: Reference, store: Store, *, pull: str | None = None, lock: str | os.PathLike[str] | None = None
+) -> Image:  # fmt: skip
     """``dir:PATH`` as one layer; for a bare path the transport that fits what is there.
 
+    :param pull: for what a Dockerfile there is built on, as ``lock``; see :func:`sandbox.images.resolve`
     :raises ImageNotFound: nothing is there
     :raises ImageError: it is neither a root file system nor an OCI layout nor an image archive
     """
@@ -42,7 +45,9 @@ def resolve(reference: Reference, store: Store) -> Image:
     if (path / "oci-layout").is_file():
         return _layout(reference, store)
     if reference.transport == "path" and any((path / name).is_file() for name in ("Dockerfile", "Containerfile")):
-        return find_source("build").resolve(reference, store)
+        builder = find_builder("build")
+        assert builder is not None
+        return builder.resolve(reference, store, pull=pull, lock=lock)
     return _root(reference, path.resolve())
 
 

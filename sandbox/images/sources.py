@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Protocol, cast
 
 from sandbox.errors import ImageError
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from sandbox.images.store import Store
 
 __all__ = [
+    "Builder",
     "Source",
+    "find_builder",
     "find_source",
     "known_transports",
     "register_source",
@@ -37,6 +40,9 @@ _MODULES = {
     "mmdebstrap": "sandbox.build.mmdebstrap",
 }
 
+#: A bare path may be a directory with a Dockerfile.
+_BUILDERS = frozenset({"build", "path"})
+
 _registered: dict[str, Source] = {}
 
 
@@ -51,6 +57,16 @@ class Source(Protocol):
         :raises ImageError: it is not there (:class:`~sandbox.errors.ImageNotFound`), does not verify
             (:class:`~sandbox.errors.ImageVerificationError`) or cannot be unpacked
         """
+        ...
+
+
+class Builder(Protocol):
+    """A source of our own whose images may be built on those of registries."""
+
+    def resolve(
+        self, reference: Reference, store: Store, *, pull: str | None = None, lock: str | os.PathLike[str] | None = None
+    ) -> Image:  # fmt: skip
+        """As :meth:`Source.resolve`; ``pull`` and ``lock`` as for :func:`sandbox.images.resolve`."""
         ...
 
 
@@ -83,6 +99,11 @@ def registered_transports() -> tuple[str, ...]:
 def known_transports() -> tuple[str, ...]:
     """Every transport a reference may start with."""
     return tuple(name for name in (*_MODULES, *_registered) if name != "path")
+
+
+def find_builder(transport: str) -> Builder | None:
+    """The source for a transport, if it asks registries for the images that it builds on."""
+    return cast("Builder", importlib.import_module(_MODULES[transport])) if transport in _BUILDERS else None
 
 
 def find_source(transport: str) -> Source:
