@@ -13,7 +13,7 @@ from sandbox.pods import Options, RunningPod
 from .daemon import Daemon, Docker, Testcontainers
 from .elsewhere import PeerError
 from .measure import Effort, Row, Run, block, compared, pairs, timed
-from .peers import FOREVER, TRUE, Bubblewrap, Crun, CrunWithOurs, Peer, Place, Podman, Runc
+from .peers import FOREVER, TRUE, Bubblewrap, Crun, CrunWithOurs, Peer, Place, Podman, PodmanBridge, Runc
 
 #: What is looked for, by the name it has in the table.
 PEERS: dict[str, type[Peer]] = {
@@ -21,7 +21,8 @@ PEERS: dict[str, type[Peer]] = {
     "crun (our spec)": CrunWithOurs,
     "runc (runc spec)": Runc,
     "bwrap": Bubblewrap,
-    "podman": Podman,
+    "podman (no network)": Podman,
+    "podman": PodmanBridge,
     "docker": Docker,
     "testcontainers": Testcontainers,
 }

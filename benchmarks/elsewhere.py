@@ -1,7 +1,8 @@
-"""Running peers' commands and taking their time: here, or in a mount namespace as they want it.
+"""Running peers' commands and taking their time: here, or in namespaces as they want them.
 
 Crun insists on cgroup2 at /sys/fs/cgroup. On hybrid hosts its commands are therefore run by a process that has a mount
-namespace of its own with that; ours are run on the host as it is, cgroups included.
+namespace of its own with that; ours are run on the host as it is, cgroups included. And podman's bridge with its firewall
+rules and leases is made in a network of its own.
 """
 
 from __future__ import annotations
@@ -45,11 +46,15 @@ class Here:
 
 
 class Elsewhere:
-    """In a process with a private mount namespace in which cgroup2 is mounted on /sys/fs/cgroup."""
+    """In a process with a private mount namespace in which cgroup2 is mounted on /sys/fs/cgroup.
 
-    def __init__(self) -> None:
+    ``network``: instead with a network that has nothing but loopback, and with nothing in /run and /var/lib.
+    """
+
+    def __init__(self, *, network: bool = False) -> None:
+        command = [sys.executable, "-m", "benchmarks.elsewhere", *(["network"] if network else [])]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.elsewhere"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
         )  # fmt: skip
 
@@ -99,9 +104,14 @@ def _checked(argv: Sequence[str], outcome: dict[str, Any]) -> float:
 
 def main() -> None:
     """The other process: commands as JSON on standard input, outcomes on standard output."""
-    syscalls.unshare(c.CLONE_NEWNS)
+    network = sys.argv[1:] == ["network"]
+    syscalls.unshare(c.CLONE_NEWNS | (c.CLONE_NEWNET if network else 0))
     syscalls.mount(None, "/", None, c.MS_PRIVATE | c.MS_REC)
-    syscalls.mount("none", "/sys/fs/cgroup", "cgroup2")
+    if network:
+        for place in ("/run", "/var/lib"):
+            syscalls.mount("none", place, "tmpfs")
+    else:
+        syscalls.mount("none", "/sys/fs/cgroup", "cgroup2")
     for line in sys.stdin:
         print(json.dumps(timed_run(json.loads(line))), flush=True)
 

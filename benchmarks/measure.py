@@ -11,8 +11,8 @@ from typing import Any
 
 #: A run: does the thing once and tells the seconds it took.
 Run = Callable[[], float]
-#: Seconds between two runs. Each side does some work after its run is over (we make a spare for the next pod, a daemon
-#: removes a container), and the other side is not to pay for that.
+#: Seconds between two runs, at least: as many as the run before took. Each side does some work after its run is over (we
+#: make a spare for the next pod, a daemon removes a container), and the other side is not to pay for that.
 PAUSE = 0.02
 
 
@@ -74,18 +74,22 @@ def timed(action: Callable[[], object]) -> float:
 
 def pairs(ours: Run, theirs: Run, count: int, patience: float) -> list[tuple[float, float]]:
     """Run both in turn, A B A B, so that whatever else the machine does hits both alike. The first does not count."""
-    for _ in range(2):
-        _after_a_pause(ours), _after_a_pause(theirs)
-    gc.collect()
+    before = 0.0
     result: list[tuple[float, float]] = []
+    for _ in range(2):
+        before = _rested(theirs, _rested(ours, before))
+    gc.collect()
     deadline = time.monotonic() + patience
     while len(result) < count and (len(result) < 3 or time.monotonic() < deadline):
-        result.append((_after_a_pause(ours), _after_a_pause(theirs)))
+        mine = _rested(ours, before)
+        before = _rested(theirs, mine)
+        result.append((mine, before))
     return result
 
 
-def _after_a_pause(run: Run) -> float:
-    time.sleep(PAUSE)
+def _rested(run: Run, before: float) -> float:
+    """After a pause that is as long as the run before."""
+    time.sleep(max(before, PAUSE))
     return run()
 
 

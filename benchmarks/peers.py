@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from . import material
-from .elsewhere import Here, PeerError, Runner, runner_for_crun
+from .elsewhere import Elsewhere, Here, PeerError, Runner, runner_for_crun
 
 if TYPE_CHECKING:
     from .daemon import Daemon
@@ -191,9 +191,11 @@ class Runc(_Runtime):
 
 
 class Podman(Peer):
-    """podman with a storage of its own; the first runtime that works here."""
+    """podman with a storage of its own and no network; the first runtime that works here."""
 
     name = "podman"
+    #: What it is told about the network of a container.
+    network: ClassVar[list[str]] = ["--network=none"]
     start_target = 0.05
     slow = True
     #: podman asks for more than it may have by default where root lacks CAP_SYS_RESOURCE.
@@ -224,13 +226,13 @@ class Podman(Peer):
 
     def start(self) -> float:
         """``run --rm``."""
-        return self.runner.run([*self.command, "run", "--rm", "--network=none", *self._limits, material.TAG, *TRUE])
+        return self.runner.run([*self.command, "run", "--rm", *self.network, *self._limits, material.TAG, *TRUE])
 
     @contextlib.contextmanager
     def container(self) -> Iterator[None]:
         """A detached container."""
         name = self._id = self.next_id()
-        options = ["--detach", "--network=none", "--name", name, *self._limits]
+        options = ["--detach", *self.network, "--name", name, *self._limits]
         run = [*self.command, "run", *options, material.TAG, *FOREVER]
         self.run_detached(run)
         try:
@@ -250,3 +252,16 @@ class Podman(Peer):
             for storage in ("overlay", "vfs"):
                 subprocess.run(["umount", str(self.work / storage / "overlay")], capture_output=True, check=False)
         super().close()
+
+
+class PodmanBridge(Podman):
+    """podman as it comes: containers have a network that can be reached, as ours have."""
+
+    network: ClassVar[list[str]] = []
+
+    def prepare(self) -> None:
+        """Its bridge is made in a network of its own."""
+        if os.geteuid():
+            raise PeerError("an ordinary user's podman has no bridge")
+        self.runner = Elsewhere(network=True)
+        super().prepare()
