@@ -10,11 +10,10 @@ import os
 import select
 import socket
 import threading
-import time
 from array import array
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any
 
 from jeepney import DBusAddress, HeaderFields, Message, MessageType, new_method_call
 from jeepney.io.blocking import prep_socket
@@ -22,33 +21,31 @@ from jeepney.io.blocking import prep_socket
 from . import errors
 from .bus import SYSTEMD, TIMEOUT, Address, Pending, Signal, Subscription, Variant, match_rule, types
 from .frames import SIGNAL, Frame, Frames
+from .waiting import Waiting
 
-T = TypeVar("T")
 _DBUS = ("/org/freedesktop/DBus", "org.freedesktop.DBus")
 _CHUNK = 65536
 #: Descriptors that one message may bring (SCM_MAX_FD of the kernel).
 _MOST_FDS = 253
 
 
-class JeepneyBus:
+class JeepneyBus(Waiting):
     """A connection over jeepney."""
 
     binding = "jeepney"
 
     def __init__(self, address: Address) -> None:
-        self.address = address
+        super().__init__(address)
         self._socket = _authenticated(address)
         self._frames = Frames()
         self._fds: list[Any] = []
         self._serials = count(1)
         self._sending = threading.Lock()
-        # Whoever waits reads for everybody; the others sleep on the condition until there is news or nobody reads.
-        self._news = threading.Condition()
+        # Whoever waits reads for everybody; the others sleep until there is news or nobody reads.
         self._being_read = False
         self._replies: dict[int, Message] = {}
         self._wanted: set[int] = set()
         self._subscriptions: list[Subscription] = []
-        self._lost: str | None = None
         if address.message_bus:
             self.call(*_DBUS, "Hello", destination="org.freedesktop.DBus")
 
@@ -80,13 +77,6 @@ class JeepneyBus:
         if sent < len(data):
             self._socket.sendall(data[sent:])
 
-    def call(
-        self, path: str, interface: str, member: str, signature: str = "", arguments: Sequence[Any] = (), *,
-        destination: str = SYSTEMD, timeout: float | None = TIMEOUT,
-    ) -> tuple[Any, ...]:  # fmt: skip
-        """Send a method call and wait for its reply's values."""
-        return self.begin(path, interface, member, signature, arguments, destination=destination).result(timeout)
-
     def subscribe(
         self, path: str | None, interface: str, member: str, handler: Callable[[Signal], None] | None = None
     ) -> Subscription:  # fmt: skip
@@ -107,21 +97,11 @@ class JeepneyBus:
             with contextlib.suppress(errors.SystemdError):
                 self.call(*_DBUS, "RemoveMatch", "s", (match_rule(subscription),), destination="org.freedesktop.DBus")
 
-    def wait_for(self, ready: Callable[[], T | None], timeout: float | None) -> T:
-        """Receive until ``ready`` returns something."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with self._news:
-            while (found := ready()) is None:
-                if self._lost is not None:
-                    raise errors.ConnectionLost(self._lost, operation="talk to", object=self._name)
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise errors.BusTimeout(f"no answer within {timeout:g} s")
-                if self._being_read:
-                    self._news.wait(left)
-                else:
-                    self._read(left)
-        return found
+    def _rest(self, timeout: float | None) -> None:
+        if self._being_read:
+            super()._rest(timeout)
+        else:
+            self._read(timeout)
 
     def _read(self, timeout: float | None) -> None:
         """Receive once, for everybody; called with the lock held, which is given up meanwhile."""
@@ -191,15 +171,9 @@ class JeepneyBus:
         self._lost = self._lost or str(error)
         return errors.ConnectionLost(error.strerror or str(error), operation="talk to", object=self._name)
 
-    @property
-    def _name(self) -> str:
-        return self.address.path.replace("\0", "@", 1)
-
     def close(self) -> None:
         """End the connection; whoever waits is told that it is lost."""
-        with self._news:
-            self._lost = self._lost or "the connection was closed"
-            self._news.notify_all()
+        self._lose("the connection was closed")
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

@@ -8,33 +8,30 @@ from __future__ import annotations
 import os
 import stat
 import threading
-import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from pydbus.bus import Gio
 
 from . import errors
 from .bus import SYSTEMD, TIMEOUT, Address, Pending, Signal, Subscription, Variant, types
+from .waiting import Waiting
 
 from gi.repository import GLib  # isort: skip - pydbus chooses the versions
 
-T = TypeVar("T")
 #: GLib waits for ever; we have time-outs of our own.
 _FOR_EVER = 2147483647
 #: Seconds in which somebody who listens has to let us in.
 _AUTHENTICATION = 2.0
 
 
-class PydbusBus:
+class PydbusBus(Waiting):
     """A connection over pydbus."""
 
     binding = "pydbus"
 
     def __init__(self, address: Address) -> None:
-        self.address = address
-        self._news = threading.Condition()
-        self._lost: str | None = None
+        super().__init__(address)
         self._ids: dict[Subscription, int] = {}
         self._context = GLib.MainContext.new()
         self._loop = GLib.MainLoop.new(self._context, False)
@@ -83,9 +80,7 @@ class PydbusBus:
         return outcome[0]
 
     def _closed(self, _connection: Any, _vanished: bool, error: Any) -> None:
-        with self._news:
-            self._lost = self._lost or (error.message if error is not None else "the other end closed the connection")
-            self._news.notify_all()
+        self._lose(error.message if error is not None else "the other end closed the connection")
 
     def begin(
         self, path: str, interface: str, member: str, signature: str = "", arguments: Sequence[Any] = (), *,
@@ -103,13 +98,6 @@ class PydbusBus:
             receiver, path, interface, member, body, None, Gio.DBusCallFlags.NONE, _FOR_EVER, fds, None, pending.arrived,
         ))  # fmt: skip
         return pending
-
-    def call(
-        self, path: str, interface: str, member: str, signature: str = "", arguments: Sequence[Any] = (), *,
-        destination: str = SYSTEMD, timeout: float | None = TIMEOUT,
-    ) -> tuple[Any, ...]:  # fmt: skip
-        """Send a method call and wait for its reply's values."""
-        return self.begin(path, interface, member, signature, arguments, destination=destination).result(timeout)
 
     def subscribe(
         self, path: str | None, interface: str, member: str, handler: Callable[[Signal], None] | None = None
@@ -132,23 +120,6 @@ class PydbusBus:
         if number is not None and self._loop.is_running():
             self._in_loop(lambda: self._connection.signal_unsubscribe(number))
 
-    def wait_for(self, ready: Callable[[], T | None], timeout: float | None) -> T:
-        """Sleep until ``ready`` returns something."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with self._news:
-            while (found := ready()) is None:
-                if self._lost is not None:
-                    raise errors.ConnectionLost(self._lost, operation="talk to", object=self._name)
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise errors.BusTimeout(f"no answer within {timeout:g} s")
-                self._news.wait(left)
-        return found
-
-    @property
-    def _name(self) -> str:
-        return self.address.path.replace("\0", "@", 1)
-
     def arrived(self, store: Callable[[], None]) -> None:
         """Something that somebody may wait for is about to be stored."""
         with self._news:
@@ -157,9 +128,7 @@ class PydbusBus:
 
     def close(self) -> None:
         """End the connection; whoever waits is told that it is lost."""
-        with self._news:
-            self._lost = self._lost or "the connection was closed"
-            self._news.notify_all()
+        self._lose("the connection was closed")
         if self._thread.is_alive():
             self._in_loop(lambda: self._connection.close(None, None))
             self._loop.quit()
