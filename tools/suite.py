@@ -287,8 +287,6 @@ NOT_IN_MACHINE = {
     "systemd/test_scopes.py::test_many_one_after_another": "a thousand scopes take minutes",
     "systemd/test_scopes.py::test_a_hundred_at_once_from_four_processes": "four interpreters and a hundred containers, too",
     "systemd/test_services_system.py": "what test_services.py asks of the machine's manager, asked of a nested one",
-    "systemd/test_services.py::TestServices::test_a_limit_that_nobody_keeps":
-        "an open bug: now and then the end of the limited service is not noticed under a user's manager",
     "systemd/test_services.py::TestServices::test_find": "it tries dozens of services, one after another",
 }  # fmt: skip
 

@@ -25,6 +25,8 @@ from .waiting import Waiting
 
 _DBUS = ("/org/freedesktop/DBus", "org.freedesktop.DBus")
 _CHUNK = 65536
+#: Seconds that what has come in may lie there before somebody reads it who does not wait for it.
+_UNREAD = 0.05
 #: Descriptors that one message may bring (SCM_MAX_FD of the kernel).
 _MOST_FDS = 253
 
@@ -46,6 +48,7 @@ class JeepneyBus(Waiting):
         self._replies: dict[int, Message] = {}
         self._wanted: set[int] = set()
         self._subscriptions: list[Subscription] = []
+        threading.Thread(target=self._drain, args=(os.dup(self._socket.fileno()),), name="sandbox-dbus", daemon=True).start()
         if address.message_bus:
             self.call(*_DBUS, "Hello", destination="org.freedesktop.DBus")
 
@@ -125,6 +128,25 @@ class JeepneyBus(Waiting):
             elif data:
                 self._take(data, fds)
             self._news.notify_all()
+
+    def _drain(self, fd: int) -> None:
+        """Read what nobody waits for.
+
+        A manager sends its own socket's connections every signal of every unit. Where more than a thousand of them lie in its
+        queue, because one connection is not read, it tells nobody of any change any more: not us, and not anybody else.
+        """
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        try:
+            while self._lost is None:
+                poller.poll()
+                with self._news:
+                    # As a rule somebody waits for it, who shall not have to wait for us.
+                    over = self._news.wait_for(lambda: self._lost is not None, _UNREAD)
+                    if not over and not self._being_read:
+                        self._read(0)
+        finally:
+            os.close(fd)
 
     def _take(self, data: bytes, fds: list[int]) -> None:
         from jeepney.fds import FileDescriptor

@@ -16,7 +16,7 @@ import pytest
 from gate import requires
 from programs import patient
 from sandbox_systemd import errors, managers
-from sandbox_systemd.bus import MANAGER_PATH, SYSTEMD, Variant
+from sandbox_systemd.bus import MANAGER_PATH, PROPERTIES, SYSTEMD, Address, Variant, connect
 from sandbox_systemd.manager import Manager, Property, unit_path
 
 pytestmark = requires("systemd.private")
@@ -143,6 +143,20 @@ class TestTheProcessHasOne:
                     units = choose("auto", "private").manager.list_units(["sandbox*"])
                     assert service.unit in [unit.name for unit in units]
         """)
+
+
+def test_a_connection_that_nobody_reads_does_not_keep_news_from_others() -> None:
+    """Of a manager with a thousand messages in its queue nobody hears any more (MANAGER_BUS_BUSY_THRESHOLD)."""
+    with managers.private() as busy:
+        there = Address(f"{busy.name}/systemd/private", message_bus=False)
+        with Manager(lambda: connect(there), "private", busy.name):  # idle from now on
+            for number in range(600):
+                busy.start_transient(f"news-{number}.service", STAY)
+                busy.stop(f"news-{number}.service")
+            with busy.bus.subscribe(unit_path("last.service"), PROPERTIES, "PropertiesChanged") as news:
+                busy.start_transient("last.service", STAY)
+                while not news.get(timeout=10).mentions("exited"):
+                    pass
 
 
 def _said(script: str) -> bool:
