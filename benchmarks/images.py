@@ -10,7 +10,6 @@ import platform
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,8 +130,8 @@ def _umoci(work: Path, layout: Path) -> Run:
     return once
 
 
-def _podman(work: Path, layout: Path) -> Run:  # noqa: ARG001 - its directories must not have long names
-    place = Path(tempfile.mkdtemp(prefix="podman-"))
+def _podman(work: Path, layout: Path) -> Run:
+    place = work / "podman"  # its run directory must not have a name of more than 50 characters
     base = ["podman", "--root", f"{place}/root", "--runroot", f"{place}/run"]
 
     def once() -> float:
