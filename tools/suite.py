@@ -48,6 +48,7 @@ PACKAGES = {
     "openssl": "openssl: certificates and tokens for the registries of the tests",
     "podman": "podman",
     "postgresql": "postgres",
+    "procps": "ps, which the containers of tests look around with",
     "python3-gi": "pydbus",
     "python3-pydbus": "pydbus",
     "python3-venv": "ensurepip",

@@ -87,6 +87,9 @@ def _document(image: Image, command: list[str], *, tty: bool) -> dict[str, Any]:
         for member, ranges in (("uidMappings", ids.uids), ("gidMappings", ids.gids)):
             linux[member] = [{"containerID": r.inside, "hostID": r.outside, "size": r.count} for r in ranges]
         linux.pop("resources", None)  # nobody has delegated a cgroup
+        user = spec["process"]["user"]
+        if user.get("additionalGids") == [user["gid"]]:
+            del user["additionalGids"]  # runc refuses to set any for an ordinary user
     spec["hostname"] = "bundle" if spec.get("hostname") == host.pod_id else spec.get("hostname")
     spec["annotations"] = {**_annotations(image.config), **(spec.get("annotations") or {})}
     return spec

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,8 @@ class TestTheSnapshotSees:
         before = snapshot()
         with subprocess.Popen(["unshare", "--user", "sleep", "1000"]) as process:
             try:
+                while os.readlink(f"/proc/{process.pid}/ns/user") == os.readlink("/proc/self/ns/user"):
+                    time.sleep(0.001)
                 with pytest.raises(AssertionError, match=r"processes: left behind: \d+ .*sleep 1000"):
                     assert_as_before(before, patient(0.3))
                 assert any(line.startswith("namespaces: left behind: user:[") for line in difference(before, snapshot()))
