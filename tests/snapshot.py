@@ -125,7 +125,8 @@ def _cgroups() -> Iterator[str]:
         before, _, after = line.partition(" - ")
         if after.startswith(("cgroup ", "cgroup2 ")):
             for directory, _, _ in os.walk(before.split(" ")[4]):
-                yield directory
+                if not directory.endswith("/sandbox.slice"):  # systemd keeps a slice once it was needed
+                    yield directory
 
 
 def _ipc() -> Iterator[str]:

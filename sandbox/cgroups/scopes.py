@@ -7,6 +7,7 @@ another, a thread has the next scope made while the last pod is in use; and a fe
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from collections import deque
@@ -38,6 +39,10 @@ _MOST_AHEAD = 4
 _POLITENESS = 0.001
 
 
+#: Of all shims of this process: two kinds of manager (``auto``, ``system``) may be one.
+_numbers = itertools.count(1)
+
+
 class Scope(NamedTuple):
     """A scope in systemd, delegated, with a holder in it and ready for a pod."""
 
@@ -53,7 +58,6 @@ class Scopes:
         self._manager, self._mount, self._controllers, self._shim = manager, mount, controllers, shim
         self._news = threading.Condition()
         self._ready: deque[Scope] = deque()
-        self._numbers = iter(range(1, 1 << 60))
         self._taken = 0
         #: How many are being made ahead, how many wait for one of these, and how many are made at once.
         self._coming = self._awaited = 0
@@ -113,7 +117,7 @@ class Scopes:
         made: list[Scope] = []
         failure: BaseException | None = None
         with contextlib.ExitStack() as stack:
-            asked = [stack.enter_context(_Making(self, self._manager, self._shim)) for _ in range(count)]
+            asked = [stack.enter_context(_Making(self._manager, self._shim)) for _ in range(count)]
             for making in asked:
                 try:
                     unit = making.finish()
@@ -125,11 +129,6 @@ class Scopes:
         if failure is not None and not made:
             raise failure
         return made
-
-    def new_name(self) -> str:
-        """For one more."""
-        with self._news:
-            return f"sandbox-{self._shim.id}-{next(self._numbers)}.scope"
 
     def _directory(self, unit: str) -> str:
         """The directory of the slice, asked of systemd once."""
@@ -154,12 +153,12 @@ class Scopes:
 class _Making:
     """A scope on its way. A context manager: one that was not placed gives its holder back."""
 
-    def __init__(self, scopes: Scopes, manager: Manager, shim: ShimClient) -> None:
+    def __init__(self, manager: Manager, shim: ShimClient) -> None:
         self._shim = shim
         with shim.ask("scope.hold", {}) as conversation:
             answer, fds = conversation.answer()
         self._holder: int | None = answer["holder"]
-        self._unit = scopes.new_name()
+        self._unit = f"sandbox-{shim.id}-{next(_numbers)}.scope"
         try:
             self._start = manager.begin_transient(self._unit, _properties(_process_of(fds[0])))
         except BaseException:
@@ -184,8 +183,7 @@ class _Making:
 
     def __exit__(self, *_: object) -> None:
         if self._holder is not None:
-            with contextlib.suppress(SandboxError):  # the shim has ended, and it with it
-                self._shim.call("scope.drop", holder=self.placed())
+            self._shim.call("scope.drop", holder=self.placed())  # if the shim has died, that is what is to be told
 
 
 def enclose(manager: Manager, shim: ShimClient) -> None:

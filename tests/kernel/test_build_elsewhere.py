@@ -19,13 +19,16 @@ from sandbox.images import Store
 pytestmark = requires("root", "userns", "overlay", "busybox")
 
 #: What is the engine's to decide is left out: capabilities, no_new_privs, HOSTNAME. Podman writes unknown users into
-#: /etc/passwd, so they have names there; and root has no groups there unless somebody says that it is to be root.
+#: /etc/passwd, so they have names there; and root has no groups there unless somebody says that it is to be root. How large a
+#: directory is, the file system says.
 REPORT = r"""#!/bin/sh
 id -u; id -g; id -G; pwd; umask; test -t 0 || echo no terminal
 test "$(id -u)" = 0 || grep ^Groups: /proc/self/status
 for name in GREETING EMPTY HOME PATH; do eval "echo $name=\"\$$name\""; done
 for each; do echo "<$each>"; done
-stat -c '%n %A %u:%g %s' /bin/report /bin/setuid /srv/* /srv/data/* 2>/dev/null
+for path in /bin/report /bin/setuid /srv/* /srv/data/*; do
+    test -d "$path" || size=%s; stat -c "%n %A %u:%g $size" "$path"; size=
+done 2>/dev/null
 touch new 2>/dev/null && echo can write here || echo cannot write here
 """
 BASE = """

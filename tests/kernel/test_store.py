@@ -362,7 +362,8 @@ def layered_image(tmp_path: Path) -> Path:
     umoci("unpack", "--image", f"{layout}:it", bundle)
     root = bundle / "rootfs"
     with tarfile.open(fileobj=__import__("io").BytesIO(make.tar(SOMETHING))) as archive:
-        archive.extractall(root, filter="fully_trusted")
+        archive.extraction_filter = staticmethod(tarfile.fully_trusted_filter) if hasattr(tarfile, "data_filter") else None
+        archive.extractall(root)
     (root / "tmp").mkdir()
     (root / "tmp").chmod(0o1777)
     (root / "usr/share/doc").mkdir(parents=True)

@@ -133,7 +133,7 @@ class TestOnePod:
         def ready() -> int:
             return sum("ready for a pod" in unit.description for unit in manager.list_units(["sandbox-*.scope"]))
 
-        assert eventually(lambda: 1 < ready() <= 4)
+        assert eventually(lambda: 1 < ready() <= 8)  # four for these, and what other tests have
 
 
 @requires("systemd.private")
@@ -180,7 +180,7 @@ def test_many_one_after_another(manager: Manager) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(MANY):
         sandbox.run(["true"], options=PRIVATE)
-    assert eventually(lambda: len(scopes(manager)) <= 4), "those that are ready for the next ones"
+    assert eventually(lambda: len(scopes(manager)) <= 8), "those that are ready for the next ones, here and for other tests"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4096  # KiB
     assert manager.own("NFailedUnits").value == 0
 
