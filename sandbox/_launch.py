@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import base64
+import contextlib
 import os
 import re
 import secrets
@@ -105,6 +106,12 @@ class Preparation:
             "volumes": [{"name": v.name, "size": _size(v.size, self._host)} for v in self.pod.volumes] + self._shared_memory,
             "meta": {**self._meta(), "unit": grant.unit if grant else None},
         }
+
+    def give_back(self) -> None:
+        """There is a cgroup, and the shim was not asked for the pod."""
+        if self._grant is not None and self._grant.unit is not None:
+            with contextlib.suppress(SandboxError):  # it has ended, and what it held with it
+                self.shim.call("scope.give_back", v2=self._grant.v2)
 
     def declare(self) -> None:
         """Tell who keeps the cgroup what is in it; to be called when the shim has been asked, so that nobody waits for it."""

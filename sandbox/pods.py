@@ -161,7 +161,11 @@ def start(
     preparation = _preparation(as_pod(subject, **fields), options)
     prepared = [_prepare(preparation, container) for container in preparation.pod.containers]
     shim = preparation.shim
-    shim.call("pod.create", pod=preparation.pod_document())
+    try:
+        shim.call("pod.create", pod=preparation.pod_document())
+    except BaseException:
+        preparation.give_back()
+        raise
     pod = RunningPod(shim, preparation.id, preparation.pod)
     try:
         preparation.declare()
@@ -202,12 +206,13 @@ def run(
     preparation = _preparation(as_pod(**fields), options)
     shim = preparation.shim
     prepared = _prepare(preparation, preparation.pod.containers[0])
-    message = {**prepared.message, "pod": preparation.pod_document(), "stdio": "fds", "wait": True, "remove": True}
     streams = Streams(PIPE if input is not None else stdin, stdout, stderr, text=text)
     try:
+        message = {**prepared.message, "pod": preparation.pod_document(), "stdio": "fds", "wait": True, "remove": True}
         conversation = shim.ask("container.start", message, streams.given)
     except BaseException:
         streams.close()
+        preparation.give_back()
         raise
     finally:
         streams.release()

@@ -53,8 +53,9 @@ class House:
         read_end, write_end = os.pipe()
         null = os.open("/dev/null", os.O_RDWR)
         os.fchmod(write_end, 0o666)
-        request = {"pod": self.pod(), "name": "main", "spec": document, "rootfs": self.rootfs(), "stdio": "fds",
-                   "wait": True, "remove": True, **fields}  # fmt: skip
+        request = {"name": "main", "spec": document, "rootfs": self.rootfs(), "stdio": "fds", "wait": True, "remove": True,
+                   **fields}  # fmt: skip
+        request["pod"] = fields.get("pod") or self.pod()
         try:
             with self.shim.ask("container.start", request, [null, write_end, write_end]) as conversation:
                 os.close(write_end)
@@ -70,7 +71,8 @@ class House:
     @contextlib.contextmanager
     def living(self, document: Spec, **fields: Any) -> Iterator[dict[str, str]]:
         """A container that lives: what a request about it names."""
-        request = {"pod": self.pod(), "name": "main", "spec": document, "rootfs": self.rootfs(), "stdio": "log", **fields}
+        request = {"name": "main", "spec": document, "rootfs": self.rootfs(), "stdio": "log", **fields}
+        request["pod"] = fields.get("pod") or self.pod()
         with self.shim.ask("container.start", request) as conversation:
             conversation.answer(PATIENCE)
         where = {"pod": request["pod"]["id"], "container": "main"}

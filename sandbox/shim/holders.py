@@ -114,6 +114,14 @@ class Holders:
                           hint="start the pod again")  # fmt: skip
         return holder
 
+    def waits_in(self, scope: Any) -> bool:
+        """True if this scope is ready and no pod has taken it."""
+        return scope in self._placed
+
+    def refuse(self, scope: Any) -> None:
+        """No pod will take it."""
+        self._placed.pop(scope).release()
+
     def close(self) -> None:
         """No more pods are wanted."""
         for holder in (*self._waiting.values(), *self._placed.values()):

@@ -64,6 +64,15 @@ class World:
         root = hostimage.with_layers(self._host_root, tuple(document.get("layers") or ()))
         return root._replace(size=document.get("size"), files=files)
 
+    def refuse(self, grant: Mapping[str, Any]) -> None:
+        """There will be no pod in the scope of this grant: it goes, and the spare in it."""
+        scope = grant.get("v2")
+        if self.holders.waits_in(scope):
+            reserve = self.spares.take(grant, held=True)
+            if reserve is not None:
+                reserve.drop()
+            self.holders.refuse(scope)
+
     def socket(self, netns_fd: int | None, family: int, kind: int, protocol: int) -> socket.socket:
         """A socket made in another network namespace."""
         if netns_fd is None:

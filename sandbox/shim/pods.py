@@ -58,6 +58,7 @@ class Pods:
             "scope.hold": self._world.holders.hold,
             "scope.place": self._world.holders.place,
             "scope.drop": self._world.holders.drop,
+            "scope.give_back": self._give_back,
         }
 
     def close_all(self, done: Callable[[], None]) -> None:
@@ -76,12 +77,24 @@ class Pods:
         pod = self._make_pod(message["pod"])
         answers.finish({"event": "created", "unenforced": pod.unenforced})
 
+    def _give_back(self, message: Message, _fds: list[int], answers: Answers) -> None:
+        """``{"v2"}``: the client has a scope that it was given, and nothing to ask for in there."""
+        self._world.refuse(message)
+        answers.finish({"event": "given back"})
+
     def _make_pod(self, document: Message) -> Pod:
-        if document["id"] in self._pods:
-            raise Failure("PodStateError", operation="create pod", object=document["id"], detail="it exists already")
-        pod = Pod(self._world, document)
+        try:
+            self._check_new(document["id"])
+            pod = Pod(self._world, document)
+        except BaseException:
+            self._world.refuse(document.get("cgroup") or {})
+            raise
         self._pods[pod.id] = pod
         return pod
+
+    def _check_new(self, pod_id: str) -> None:
+        if pod_id in self._pods:
+            raise Failure("PodStateError", operation="create pod", object=pod_id, detail="it exists already")
 
     def _pod(self, message: Message) -> Pod:
         pod = self._pods.get(message["pod"])

@@ -141,7 +141,7 @@ class TestNames:
         if member == "v2":
             grant |= {"v2": path, "v1": {}}
         with pytest.raises(errors.SpecError, match="y"):
-            house.run(spec("true"), pod=house.pod() | {"cgroup": grant})
+            house.run(spec("true"), pod={"id": "hostile", "cgroup": grant})
         assert not (tmp_path / "y").exists()
 
     @pytest.mark.parametrize("target", ["/a/../b", "/..", "..", "a", "", "/", "/a\0b", None])

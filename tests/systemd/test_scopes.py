@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from gate import requires
@@ -18,8 +19,10 @@ from programs import patient
 
 import sandbox
 from sandbox import Pod, Resources, SandboxError
+from sandbox._launch import Preparation
 from sandbox.cgroups import choose
 from sandbox.pods import Options, RunningPod
+from sandbox.shim.client import Conversation, OwnShim, own_shim
 
 if TYPE_CHECKING:
     from sandbox_systemd.manager import Manager
@@ -49,8 +52,8 @@ def unit_of(pod: RunningPod) -> str:
     return str(meta["unit"])
 
 
-def scopes(manager: Manager) -> set[str]:
-    return {unit.name for unit in manager.list_units(["sandbox-*.scope"])}
+def scopes(manager: Manager) -> dict[str, str]:
+    return {unit.name: unit.description for unit in manager.list_units(["sandbox-*.scope"])}
 
 
 @requires("systemd.private")
@@ -126,6 +129,31 @@ class TestOnePod:
         with sandbox.start(command=["sleep", "inf"], options=PRIVATE) as pod:
             assert unit_of(pod) in waiting
 
+    def test_a_pod_that_is_refused_leaves_none(self, manager: Manager) -> None:
+        preparation = Preparation(own_shim(), sandbox.as_pod(), PRIVATE)
+        document = preparation.pod_document()
+        unit = document["meta"]["unit"]
+        assert unit in scopes(manager)
+        with pytest.raises(SandboxError, match="name"):
+            preparation.shim.call("pod.create", pod={**document, "id": "../x"})
+        assert eventually(lambda: unit not in scopes(manager))
+
+    def test_nor_does_one_that_was_never_asked_for(self, manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+        taken: list[str] = []
+
+        def fail(_shim: OwnShim, op: str, fields: dict[str, Any], _fds: Sequence[int] = ()) -> Conversation:
+            if op != "container.start":
+                return ask(_shim, op, fields, _fds)
+            taken.append(fields["pod"]["meta"]["unit"])
+            raise OSError(errno.EMSGSIZE, "too long")
+
+        ask = OwnShim.ask
+        monkeypatch.setattr(OwnShim, "ask", fail)
+        with pytest.raises(OSError, match="too long"):
+            sandbox.run(["true"], options=PRIVATE)
+        assert taken
+        assert eventually(lambda: not set(taken) & set(scopes(manager)))
+
     def test_pods_that_follow_one_another_fast_find_a_few_ready(self, manager: Manager) -> None:
         for _ in range(20):
             sandbox.run(["true"], options=PRIVATE)
@@ -180,7 +208,8 @@ def test_many_one_after_another(manager: Manager) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(MANY):
         sandbox.run(["true"], options=PRIVATE)
-    assert eventually(lambda: len(scopes(manager)) <= 8), "those that are ready for the next ones, here and for other tests"
+    # Those that are ready for the next ones, here and for other tests.
+    assert eventually(lambda: len(scopes(manager)) <= 8), scopes(manager)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4096  # KiB
     assert manager.own("NFailedUnits").value == 0
 
