@@ -164,6 +164,8 @@ def start(
     try:
         shim.call("pod.create", pod=preparation.pod_document())
     except BaseException:
+        with contextlib.suppress(SandboxError):  # there is one only if we were interrupted while it was made
+            shim.call("pod.remove", pod=preparation.id)
         preparation.give_back()
         raise
     pod = RunningPod(shim, preparation.id, preparation.pod)

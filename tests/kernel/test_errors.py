@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import images_helpers as make
 import pytest
@@ -35,7 +36,7 @@ from sandbox import (
     UserNotFound,
 )
 from sandbox.pods import Options
-from sandbox.shim.client import own_shim
+from sandbox.shim.client import OwnShim, own_shim
 
 pytestmark = requires("userns", "overlay")
 
@@ -402,3 +403,22 @@ def test_errors_are_told_from_every_thread() -> None:
         assert list(pool.map(attempt, range(12))) == [f"nonsense-{number}" for number in range(12)]
 
 
+
+
+def test_ctrl_c_when_the_pod_has_just_been_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody but the shim knows of it yet."""
+
+    def interrupted(shim: OwnShim, op: str, **fields: Any) -> dict[str, Any]:
+        answer = call(shim, op, **fields)
+        if op == "pod.create":
+            raise KeyboardInterrupt
+        return answer
+
+    def pods() -> list[str]:
+        return [pod["id"] for pod in own_shim().call("pod.list")["pods"]]
+
+    before, call = pods(), OwnShim.call
+    monkeypatch.setattr(OwnShim, "call", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sandbox.start(command="sleep inf")
+    assert pods() == before
