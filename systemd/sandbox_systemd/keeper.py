@@ -205,6 +205,7 @@ def clean_up(directory: str) -> None:
             file.write("1")
         if not _removed(cgroup):
             return  # the directory says what there is to remove, so it stays
+    _remove_private_directories(directory)
     for top, directories, files in os.walk(directory, topdown=False):
         with contextlib.suppress(OSError):
             for name in files:
@@ -213,6 +214,25 @@ def clean_up(directory: str) -> None:
                 os.rmdir(f"{top}/{name}")
     with contextlib.suppress(OSError):
         os.rmdir(directory)
+
+
+def _remove_private_directories(directory: str) -> None:
+    """What PrivateTmp= of services made; a manager that was killed could not take it away (systemd.exec(5))."""
+    try:
+        units = [name for name in os.listdir(f"{directory}/systemd/transient") if name.endswith(".service")]
+    except FileNotFoundError:
+        return
+    for base in ("/tmp", "/var/tmp") if units else ():
+        with os.scandir(base) as entries:
+            ours = [
+                entry.path for entry in entries
+                if entry.name.startswith("systemd-private-") and any(f"-{unit}-" in entry.name for unit in units)
+                and entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+            ]  # fmt: skip
+        for path in ours:
+            import shutil
+
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _removed(cgroup: str) -> bool:

@@ -47,8 +47,8 @@ def test_no_manager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 CLIENT = """
 import sandbox, sys, time
-service = sandbox.start_service(["sleep", "inf"])
-print(service.pid, flush=True)
+service = sandbox.start_service(["sleep", "inf"], PrivateTmp=True)
+print(service.pid, service.unit, flush=True)
 time.sleep(60)
 """
 
@@ -57,10 +57,17 @@ def test_a_service_goes_with_its_client() -> None:
     """Also when that is killed."""
     with subprocess.Popen([sys.executable, "-c", CLIENT], stdout=subprocess.PIPE, text=True) as client:
         assert client.stdout is not None
-        pid = int(client.stdout.readline())
+        pid, unit = client.stdout.readline().split()
         assert Path(f"/proc/{pid}/comm").read_text() == "sleep\n"
+        assert len(private_directories(unit)) == 2
         os.kill(client.pid, signal.SIGKILL)
     services_cases.until(lambda: not Path(f"/proc/{pid}").exists())
+    services_cases.until(lambda: not private_directories(unit))
+
+
+def private_directories(unit: str) -> list[Path]:
+    """Those that PrivateTmp= makes."""
+    return [path for base in ("/tmp", "/var/tmp") for path in Path(base).glob(f"systemd-private-*-{unit}-*")]
 
 
 @requires("systemd.private")
