@@ -222,17 +222,17 @@ def _remove_private_directories(directory: str) -> None:
         units = [name for name in os.listdir(f"{directory}/systemd/transient") if name.endswith(".service")]
     except FileNotFoundError:
         return
+    import shutil  # rarely needed, and who waits for a manager waits for its keeper's imports
+
     for base in ("/tmp", "/var/tmp") if units else ():
-        with os.scandir(base) as entries:
+        with contextlib.suppress(OSError), os.scandir(base) as entries:  # not every machine has both
             ours = [
                 entry.path for entry in entries
                 if entry.name.startswith("systemd-private-") and any(f"-{unit}-" in entry.name for unit in units)
                 and entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
             ]  # fmt: skip
-        for path in ours:
-            import shutil
-
-            shutil.rmtree(path, ignore_errors=True)
+            for path in ours:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _removed(cgroup: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ __all__ = ["Waiting"]
 T = TypeVar("T")
 
 
-class Waiting:
+class Waiting(ABC):
     """The waiting part of a :class:`~sandbox_systemd.bus.Bus`."""
 
     def __init__(self, address: Address) -> None:
@@ -28,12 +29,12 @@ class Waiting:
     def _name(self) -> str:
         return self.address.path.replace("\0", "@", 1)
 
+    @abstractmethod
     def begin(
         self, path: str, interface: str, member: str, signature: str = "", arguments: Sequence[Any] = (), *,
         destination: str = SYSTEMD,
     ) -> Pending:  # fmt: skip
         """Send a method call."""
-        raise NotImplementedError
 
     def call(
         self, path: str, interface: str, member: str, signature: str = "", arguments: Sequence[Any] = (), *,
