@@ -9,91 +9,31 @@ libseccomp wrote for it alone.
 
 from __future__ import annotations
 
-import operator
-import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
-#: linux/audit.h, in the order in which a profile's architectures are likely.
-_ARCHITECTURES = {
-    "SCMP_ARCH_X86_64": 0xC000003E, "SCMP_ARCH_X86": 0x40000003, "SCMP_ARCH_AARCH64": 0xC00000B7,
-    "SCMP_ARCH_ARM": 0x40000028, "SCMP_ARCH_RISCV64": 0xC00000F3, "SCMP_ARCH_PPC64LE": 0xC0000015,
-    "SCMP_ARCH_S390X": 0x80000016,
-}  # fmt: skip
+from sandbox.linux.bpf import (
+    AND,
+    ARCH,
+    ARCHITECTURES,
+    JA,
+    JEQ,
+    JGE,
+    JGT,
+    LD,
+    NR,
+    RET,
+    Instruction,
+    NeedsWord,
+    UnknownInstruction,
+    decode,
+    encode,
+    evaluate,
+    run,
+)  # fmt: skip
+
 #: Numbers below this are looked up; there are fewer than 500 on any architecture. Others go to libseccomp's program.
 _NUMBERS = 1024
-#: struct seccomp_data: nr at 0, arch at 4, instruction pointer at 8, arguments from 16 on.
-_NR, _ARCH, _ARGUMENTS = 0, 4, 16
-_LD, _JEQ, _JGT, _JGE, _JSET, _JA, _AND, _RET = 0x20, 0x15, 0x25, 0x35, 0x45, 0x05, 0x54, 0x06
 _FARTHEST = 255
-
-
-class Instruction(NamedTuple):
-    """``struct sock_filter``."""
-
-    code: int
-    jt: int
-    jf: int
-    k: int
-
-
-def decode(program: bytes) -> list[Instruction]:
-    """The instructions of a compiled filter."""
-    return [Instruction(*fields) for fields in struct.iter_unpack("=HBBI", program)]
-
-
-def encode(instructions: Sequence[Instruction]) -> bytes:
-    """The reverse of :func:`decode`."""
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
-
-
-class UnknownInstruction(ValueError):
-    """A program that :func:`evaluate` does not understand."""
-
-
-class NeedsWord(Exception):
-    """The answer depends on the word at ``offset`` of struct seccomp_data, which was not given."""
-
-    def __init__(self, offset: int) -> None:
-        super().__init__(offset)
-        self.offset = offset
-
-
-def evaluate(program: Sequence[Instruction], arch: int, nr: int, arguments: Sequence[int] = ()) -> int:
-    """What the filter returns. Raises :class:`NeedsWord` if that depends on an argument that is not given."""
-    words = {_NR: nr, _ARCH: arch}
-    for position, value in enumerate(arguments):
-        words[_ARGUMENTS + 8 * position] = value & 0xFFFFFFFF
-        words[_ARGUMENTS + 8 * position + 4] = value >> 32
-    return run(program, words)
-
-
-def run(program: Sequence[Instruction], words: Mapping[int, int]) -> int:
-    """Execute ``program`` over a struct seccomp_data of which ``words`` are known."""
-    tests: dict[int, Callable[[int, int], bool]] = {
-        _JEQ: operator.eq, _JGT: operator.gt, _JGE: operator.ge, _JSET: lambda a, k: bool(a & k)
-    }  # fmt: skip
-    position = accumulator = 0
-    unknown: int | None = None
-    while True:
-        code, jt, jf, k = program[position]
-        position += 1
-        if code == _RET:
-            return k
-        if code == _LD:
-            unknown = None if k in words else k
-            accumulator = words.get(k, 0)
-        elif code == _AND:
-            accumulator &= k
-            unknown = unknown if k else None  # libseccomp does look at the high words of 32-bit masks, in vain
-        elif code == _JA:
-            position += k
-        elif code in tests:
-            if unknown is not None:
-                raise NeedsWord(unknown)
-            position += jt if tests[code](accumulator, k) else jf
-        else:
-            raise UnknownInstruction(f"{code:#x}")
 
 
 def shrink(program: bytes, remainder: bytes, architectures: Sequence[str]) -> bytes:
@@ -104,10 +44,10 @@ def shrink(program: bytes, remainder: bytes, architectures: Sequence[str]) -> by
     code, rest = decode(program), decode(remainder)
     try:
         assembler = _Assembler()
-        assembler.add(_LD, _ARCH)
-        known = [_ARCHITECTURES[name] for name in architectures]
+        assembler.add(LD, ARCH)
+        known = [ARCHITECTURES[name] for name in architectures]
         for arch in known:
-            assembler.jump(_JEQ, arch, f"{arch} yes", f"{arch} no")
+            assembler.jump(JEQ, arch, f"{arch} yes", f"{arch} no")
             assembler.label(f"{arch} no")
             assembler.far(f"after {arch}")
             assembler.label(f"{arch} yes")
@@ -141,7 +81,7 @@ class _Assembler:
 
     def far(self, target: str) -> None:
         """A jump of any distance."""
-        self._code.append((_JA, 0, target, None))
+        self._code.append((JA, 0, target, None))
 
     def label(self, name: str) -> None:
         """The next instruction is called ``name``."""
@@ -152,7 +92,7 @@ class _Assembler:
         result = []
         for position, (code, k, then, otherwise) in enumerate(self._code):
             jt, jf = (0 if name is None else self._labels[name] - position - 1 for name in (then, otherwise))
-            if code == _JA:
+            if code == JA:
                 result.append(Instruction(code, 0, 0, jt))
                 continue
             if max(jt, jf) > _FARTHEST:
@@ -173,22 +113,22 @@ class _Table:
         self._returns: dict[int, str] = {}
         self._inner: list[tuple[str, int, int]] = []
         #: Values at which some comparison of the program changes its mind.
-        constants = {i.k for i in code if i.code in (_JEQ, _JGT, _JGE)}
-        masks = {i.k for i in code if i.code == _AND} | {0xFFFFFFFF}
+        constants = {i.k for i in code if i.code in (JEQ, JGT, JGE)}
+        masks = {i.k for i in code if i.code == AND} | {0xFFFFFFFF}
         ends = {(k | ~mask & 0xFFFFFFFF) + 1 for k in constants for mask in masks}
         self._edges = sorted({0} | {value for value in constants | ends if value <= 0xFFFFFFFF})
 
     def write(self) -> None:
         """The search over numbers, those over arguments, and the returns that all share."""
-        self._out.add(_LD, _NR)
+        self._out.add(LD, NR)
         self._search("nr", list(self._numbers()))
         for name, nr, offset in self._inner:
             self._out.label(name)
-            self._out.add(_LD, offset)
+            self._out.add(LD, offset)
             self._search(name, list(self._values(nr, offset)))
         for action, name in self._returns.items():
             self._out.label(name)
-            self._out.add(_RET, action)
+            self._out.add(RET, action)
         self._out.label(f"{self._arch} rest")
         self._out.far("rest")
 
@@ -219,7 +159,7 @@ class _Table:
         previous = ""
         for value in self._edges:
             try:
-                target = self._return(run(self._code, {_NR: nr, _ARCH: self._arch, offset: value}))
+                target = self._return(run(self._code, {NR: nr, ARCH: self._arch, offset: value}))
             except NeedsWord:
                 raise UnknownInstruction(f"system call {nr} looks at several arguments") from None
             if target != previous:
@@ -239,7 +179,7 @@ class _Table:
         sides = []
         for side, half in (("low", ranges[:middle]), ("high", ranges[middle:])):
             sides.append(half[0][1] if len(half) == 1 else f"{self._arch} {name} {side} {threshold}")
-        self._out.jump(_JGE, threshold, sides[1], sides[0])
+        self._out.jump(JGE, threshold, sides[1], sides[0])
         for half, label in ((ranges[:middle], sides[0]), (ranges[middle:], sides[1])):
             if len(half) > 1:
                 self._out.label(label)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from . import syscalls
@@ -56,17 +56,20 @@ def effective() -> int:
     return 0
 
 
+def members(mask: int) -> Iterator[int]:
+    """The numbers of the capabilities in a set."""
+    return (number for number in range(mask.bit_length()) if mask >> number & 1)
+
+
 def drop_bounding(keep: int, highest: int) -> None:
     """Drop every capability up to number ``highest`` that is not in ``keep`` from the bounding set."""
     drop = syscalls.prctl
-    for number in range(highest + 1):
-        if not keep >> number & 1:
-            drop(PR_CAPBSET_DROP, number)
+    for number in members(((1 << highest + 1) - 1) & ~keep):
+        drop(PR_CAPBSET_DROP, number)
 
 
 def set_ambient(wanted: int, highest: int) -> None:
     """Make the ambient set exactly ``wanted``; each must be permitted and inheritable already."""
     syscalls.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    for number in range(highest + 1):
-        if wanted >> number & 1:
-            syscalls.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number)
+    for number in members(wanted & ((1 << highest + 1) - 1)):
+        syscalls.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number)

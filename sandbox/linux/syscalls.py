@@ -170,13 +170,17 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:
     """capset(2) for the calling thread, sets given as 64-bit masks."""
+    invoke(_capset, "capset", f"{effective:#x}", *capability_sets(effective, permitted, inheritable))
+
+
+def capability_sets(effective: int, permitted: int, inheritable: int) -> tuple[bytes, bytes]:
+    """The two arguments of capset(2)."""
     low = 0xFFFFFFFF
     data = struct.pack(
         "=6I",
         effective & low, permitted & low, inheritable & low, effective >> 32, permitted >> 32, inheritable >> 32,
     )  # fmt: skip
-    header = struct.pack("=Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3
-    invoke(_capset, "capset", f"{effective:#x}", header, data)
+    return struct.pack("=Ii", 0x20080522, 0), data  # _LINUX_CAPABILITY_VERSION_3
 
 
 def seccomp_filter(program: bytes, flags: int = 0) -> None:
@@ -213,7 +217,7 @@ def personality(persona: int) -> None:
 
 
 __all__ = [
-    "AT_FDCWD", "AT_SYMLINK_NOFOLLOW", "KernelError", "capset", "clone3", "close_range", "invoke",
+    "AT_FDCWD", "AT_SYMLINK_NOFOLLOW", "KernelError", "capability_sets", "capset", "clone3", "close_range", "invoke",
     "join_session_keyring", "mount", "mount_setattr", "move_mount", "open_tree", "openat2", "personality",
     "pidfd_open", "pidfd_send_signal", "pivot_root", "prctl", "seccomp_filter", "set_title", "sethostname", "setns", "umount",
     "unshare",

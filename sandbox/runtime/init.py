@@ -23,8 +23,8 @@ from sandbox.linux.users import UserDatabase, UserNotFoundError
 
 from . import beneath, hooks, process, rootfs as roots
 from .failure import Failure, describe
-from .plan import Plan
-from .steps import Step, about
+from .plan import Plan, Shape
+from .steps import Scene, Step, about
 
 #: Read once, in the shim: /proc/sys may be masked in a container.
 _HIGHEST_CAPABILITY = capabilities.last()
@@ -64,6 +64,17 @@ def failure_of(message: bytes) -> Failure:
         return Failure(operation="start the process", detail="it died before it could tell why")
     facts = dict(json.loads(message)["error"])
     return Failure(facts.pop("type"), **facts)
+
+
+#: Messages of a child that bring a descriptor, and what it is: the notification socket, the terminal's master side, a pidfd of
+#: the program below a reaping init, the file system that has what is changed of the image.
+GIFTS = {b'{"notify": true}': "notify", b'{"terminal": true}': "terminal", b'{"program": true}': "entrance",
+         b'{"changes": true}': "changes"}  # fmt: skip
+
+
+def is_gift(message: bytes) -> bool:
+    """Whether this message of a child brings a descriptor."""
+    return message in GIFTS
 
 
 class Progress:
@@ -273,22 +284,29 @@ def _make_root(order: Order, channel: socket.socket, progress: Progress, staged:
         hooks.run(plan.hooks["createContainer"], "createContainer", order.state)
     if staged:
         roots.move_staged(scene)
-    for step in plan.steps:
+    enter_root(plan.shape(order.rootfs), scene, channel, progress, staged)
+
+
+def enter_root(
+    shape: Shape, scene: Scene, channel: socket.socket, progress: Progress, staged: Collection[Step] = ()
+) -> None:  # fmt: skip
+    """Do the steps in a root that was assembled, and make it the root."""
+    for step in shape.steps:
         if step in staged:
             continue
         progress.doing = step.describe()
         step.execute(scene)
     progress.doing = "enter the root file system"
-    _give_changes(order.rootfs, channel)
-    if plan.read_only_root:
-        for overlay in (*order.rootfs.overlays, roots.Overlay("/", ())):
+    _give_changes(shape.rootfs, channel)
+    if shape.read_only_root:
+        for overlay in (*shape.rootfs.overlays, roots.Overlay("/", ())):
             make_read_only(scene.root_fd, overlay.target)
     os.fchdir(scene.root_fd)
     syscalls.pivot_root(".", ".")
     syscalls.umount(".", c.MNT_DETACH)
     os.chdir("/")
-    if plan.propagation != c.MS_PRIVATE | c.MS_REC:
-        syscalls.mount(None, "/", None, plan.propagation)
+    if shape.propagation != c.MS_PRIVATE | c.MS_REC:
+        syscalls.mount(None, "/", None, shape.propagation)
 
 
 def _give_changes(rootfs: roots.Rootfs, channel: socket.socket) -> None:
@@ -376,6 +394,7 @@ def _reap(main_pid: int) -> None:
 
 
 __all__ = [
+    "GIFTS",
     "Entry",
     "Order",
     "Progress",
@@ -385,9 +404,11 @@ __all__ = [
     "encode",
     "encode_error",
     "enter",
+    "enter_root",
     "failure_of",
     "finish",
     "intermediate",
+    "is_gift",
     "main",
     "make_read_only",
     "own_identity",

@@ -12,6 +12,7 @@ from sandbox.linux.mounts import parse_options, propagation_flag
 
 from . import process as processes
 from .failure import invalid, unsupported
+from .rootfs import Rootfs
 from .steps import Bind, Device, Mask, MountFilesystem, ReadOnly, Step, Symlink, Sysctl
 
 #: Without these there is no container to speak of: everything else relies on them.
@@ -24,6 +25,15 @@ _LINKS = (
     ("/dev/stdout", "/proc/self/fd/1"), ("/dev/stderr", "/proc/self/fd/2"), ("/dev/core", "/proc/kcore"),
 )  # fmt: skip
 _HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+
+
+class Shape(NamedTuple):
+    """All that the file system of a container is made of. Of two containers with the same, either's will do for the other."""
+
+    steps: tuple[Step, ...]
+    read_only_root: bool
+    propagation: int
+    rootfs: Rootfs
 
 
 class Plan(NamedTuple):
@@ -40,6 +50,10 @@ class Plan(NamedTuple):
     time_offsets: dict[str, dict[str, int]]
     annotations: dict[str, str]
     init: bool
+
+    def shape(self, rootfs: Rootfs) -> Shape:
+        """What its file system is made of."""
+        return Shape(self.steps, self.read_only_root, self.propagation, rootfs)
 
     @property
     def binds(self) -> Iterator[Bind]:

@@ -206,6 +206,11 @@ def open_oom_score() -> None:
         _oom_score_fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
 
 
+def oom_score_fd() -> int:
+    """The descriptor of that file."""
+    return _oom_score_fd
+
+
 def set_oom_score(program: Program) -> None:
     """How readily the kernel kills this process, and those it starts from now on."""
     if program.oom_score_adj is None:
@@ -271,27 +276,28 @@ def _drop_privileges(program: Program, highest: int) -> None:
 def execute(program: Program, start: Callable[[str, tuple[str, ...], dict[str, str]], _Started]) -> _Started:
     """Call ``start`` (execve(2), posix_spawn(3)) along the program's own PATH; what cannot be executed is explained."""
     command = program.args[0]
-    refused = ""
-    for path in _candidates(command, program.env.get("PATH", DEFAULT_PATH)):
+    refused: tuple[str, OSError] | None = None
+    for path in candidates(program):
         try:
             return start(path, program.args, program.env)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.exists(path):
-                continue
-            if error.errno != errno.EACCES or "/" in command:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
                 raise explain_exec(path, error) from None
-            refused = path
-    if refused:
-        raise explain_exec(refused, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+            if refused is None and (error.errno == errno.EACCES or os.path.exists(path)):
+                refused = path, error
+    if refused is not None:
+        raise explain_exec(*refused) from None
     where = "" if "/" in command else f"it is in none of {program.env.get('PATH', DEFAULT_PATH)}"
     raise Failure("CommandNotFound", operation="execute", object=command, errno=errno.ENOENT, cause=where or None,
                   hint="install it in the image, or give the path it has there")  # fmt: skip
 
 
-def _candidates(command: str, path: str) -> list[str]:
+def candidates(program: Program) -> list[str]:
+    """The files that its first word may mean, by its own PATH (execvp(3)): one after the other is tried."""
+    command = program.args[0]
     if "/" in command:
         return [command]
-    return [f"{directory or '.'}/{command}" for directory in path.split(":")]
+    return [f"{directory or '.'}/{command}" for directory in program.env.get("PATH", DEFAULT_PATH).split(":")]
 
 
 def explain_exec(path: str, error: OSError) -> Failure:

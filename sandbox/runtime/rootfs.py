@@ -149,18 +149,33 @@ def _made(upper: str, below: str) -> Iterator[_Made]:
 
 def _write_files(upper: str, target: str, files: tuple[tuple[str, str], ...]) -> None:
     """Put files where the overlay will show them: in the upper layer, before it is one, where nothing is in the way."""
-    below = target.rstrip("/") + "/"
     made: set[str] = set()
     for path, text in files:
         if ".." in path.split("/"):
             raise invalid("rootfs.files", f"{path!r} contains `..`")
-        if not path.startswith(below):
+        place = _place(upper, target, path)
+        if place is None:
             continue
-        place = f"{upper}/{path[len(below):]}"
         if (directory := os.path.dirname(place)) not in made:
             os.makedirs(directory, exist_ok=True)
             made.add(directory)
         _write(place, text)
+
+
+def _place(upper: str, target: str, path: str) -> str | None:
+    """Where a file is that the overlay at ``target`` shows as ``path``; None if it is not below."""
+    below = target.rstrip("/") + "/"
+    return f"{upper}/{path[len(below):]}" if path.startswith(below) else None
+
+
+def places(rootfs: Rootfs) -> list[tuple[str, str]]:
+    """The files that are put into the root, and where in the scratch tmpfs each of them is."""
+    found = [
+        (path, _place(f"{number}.upper", overlay.target, path))
+        for number, overlay in enumerate(rootfs.overlays)
+        for path, _ in rootfs.files
+    ]
+    return [(path, place) for path, place in found if place is not None]
 
 
 def _write(path: str, text: str) -> None:

@@ -24,8 +24,8 @@ from .native import Launch, Placement, open_namespaces
 from .plan import Plan
 from .steps import Device, Mask, MountFilesystem, ReadOnly, Step, Symlink, Sysctl
 
-_NAMESPACES = ("user", "mount", "pid", "network", "ipc", "uts")
-_FLAGS = sum(c.NAMESPACES[kind][0] for kind in _NAMESPACES)
+NAMESPACES = ("user", "mount", "pid", "network", "ipc", "uts")
+FLAGS = sum(c.NAMESPACES[kind][0] for kind in NAMESPACES)
 _STAGES = ("/dev", "/proc", "/sys")
 #: An order must fit one message (SCM_MAX_FD is 253, the socket's buffer about 200 KiB); a larger one starts without a spare.
 _MOST_FDS = 200
@@ -41,20 +41,22 @@ class Spare(NamedTuple):
     def fits(self, plan: Plan) -> bool:
         """Whether this is how ``plan`` would begin."""
         ahead = set(self.template)
-        return (
-            set(plan.namespaces) == {*_NAMESPACES, "cgroup"}
-            and not any(plan.namespaces.values())
-            and ahead.issubset(plan.steps)
-            and ahead.issuperset(template(plan))
-        )
+        return fits_namespaces(plan) and ahead.issubset(plan.steps) and ahead.issuperset(template(plan))
 
     @property
     def alive(self) -> bool:
         """False if it has failed meanwhile."""
         poller = select.poll()
         poller.register(self.launch.pidfd, select.POLLIN)
-        poller.register(self.launch.channel, select.POLLIN)
-        return not poller.poll(0)
+        if poller.poll(0):
+            return False
+        try:
+            said = self.launch.channel.recv(64, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            return False
+        return init.is_gift(said)
 
     def discard(self) -> None:
         """Kill it; returns when it is gone."""
@@ -63,6 +65,11 @@ class Spare(NamedTuple):
         self.launch.channel.close()
         for fd in (self.launch.pidfd, *self.launch.namespaces.values()):
             os.close(fd)
+
+
+def fits_namespaces(plan: Plan) -> bool:
+    """Whether it wants just the namespaces that a spare has."""
+    return set(plan.namespaces) == {*NAMESPACES, "cgroup"} and not any(plan.namespaces.values())
 
 
 def template(plan: Plan) -> tuple[Step, ...]:
@@ -95,12 +102,12 @@ def make(steps: tuple[Step, ...], *, idmap: IdMap, scratch: str, placement: Plac
     """Start a spare that does ``steps``; it becomes a child of the caller's parent."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        pid, pidfd = syscalls.clone3(_FLAGS | c.CLONE_PARENT, 0, placement.cgroup_fd)
+        pid, pidfd = syscalls.clone3(FLAGS | c.CLONE_PARENT, 0, placement.cgroup_fd)
         if pid == 0:
             ours.close()
             _wait(steps, scratch, placement.v1_tasks, theirs)
     write_map(pid, idmap)
-    spare = Spare(Launch(pid, pidfd, ours, open_namespaces(pid, _NAMESPACES)), steps)
+    spare = Spare(Launch(pid, pidfd, ours, open_namespaces(pid, NAMESPACES)), steps)
     ours.send(b"go")
     return spare
 
@@ -124,7 +131,7 @@ def _wait(steps: tuple[Step, ...], scratch: str, v1_tasks: tuple[int, ...], chan
     progress = init.Progress()
     try:
         init.begin((), v1_tasks)
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the nursery ignores it
+        reset_signals()
         init.await_go(channel)
         init.own_identity()
         netlink.loopback_up()
@@ -143,6 +150,11 @@ def _wait(steps: tuple[Step, ...], scratch: str, v1_tasks: tuple[int, ...], chan
         init.finish(order, channel, progress, frozenset(steps))
     except BaseException as error:  # noqa: BLE001 - it is told to who waits, and the process ends
         init.report(channel, error, progress)
+
+
+def reset_signals() -> None:
+    """The nursery ignores one, and children inherit that."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def _receive(channel: socket.socket) -> init.Order:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sandbox.linux import syscalls
 from sandbox.linux.cgroup import Cgroup
-from sandbox.runtime import init as engine_init
+from sandbox.runtime import init as engine_init, stub
 from sandbox.runtime.engine import Driven
 from sandbox.runtime.failure import Failure
 from sandbox.runtime.native import Launch, Placement
@@ -30,9 +30,6 @@ _KILL_ROUNDS = 1000
 
 #: Seconds until one looks again for a process that has ended in the hands of a tracer.
 _TRACED_AGAIN = 0.02
-#: Messages that bring a descriptor, and what it is to the child.
-_GIVEN = {b'{"notify": true}': "notify", b'{"terminal": true}': "terminal", b'{"program": true}': "entrance",
-          b'{"changes": true}': "changes"}  # fmt: skip
 
 
 class Child:
@@ -62,15 +59,22 @@ class Child:
         self._on_running: Callable[[], None] = lambda: None
         self._on_exit: Callable[[], None] = lambda: None
         self._on_hooks: Callable[[str, socket.socket], None] = lambda _kind, _channel: None
+        self._on_refusal: Callable[[list[int]], None] = lambda _streams: None
+        #: The standard streams, if a stub has given up.
+        self._returned: list[int] | None = None
 
     def follow(
         self,
         on_running: Callable[[], None],
         on_exit: Callable[[], None],
         on_hooks: Callable[[str, socket.socket], None] = lambda _kind, _channel: None,
+        on_refusal: Callable[[list[int]], None] = lambda _streams: None,
     ) -> None:
-        """Call ``on_running`` when the program was executed, ``on_exit`` when the process has ended (in this order)."""
-        self._on_running, self._on_exit, self._on_hooks = on_running, on_exit, on_hooks
+        """Call ``on_running`` when the program was executed, ``on_exit`` when the process has ended (in this order).
+
+        Neither is called if it was a stub and could not execute it: then ``on_refusal`` gets the standard streams back.
+        """
+        self._on_running, self._on_exit, self._on_hooks, self._on_refusal = on_running, on_exit, on_hooks, on_refusal
         assert self._channel is not None
         self._loop.watch(self._channel.fileno(), self._heard)
         self._loop.watch(self.pidfd, self._driver_exited if self._driven else self._exited)
@@ -102,13 +106,15 @@ class Child:
             self._close_channel()
             if self._driven and self.failure is None:
                 self.failure = engine_init.failure_of(b"")
-            if self.failure is None:
+            if self.failure is None and self._returned is None:
                 self._on_running()
+        elif len(fds) == 3 and stub.refusal(data) is not None:
+            self._returned = fds
         elif len(fds) == 3 and data.startswith(b'{"init"'):
             self._adopt(json.loads(data)["init"], *fds)
-        elif fds and (attribute := _GIVEN.get(data)):
+        elif fds and (attribute := engine_init.GIFTS.get(data)):
             setattr(self, attribute, fds[0])
-        elif data.startswith(b'{"init"') or data in _GIVEN:
+        elif data.startswith(b'{"init"') or stub.refusal(data) is not None or data in engine_init.GIFTS:
             self._starved(fds)
         elif data.startswith(b'{"hooks"'):
             self._on_hooks(data.decode(), self._channel)
@@ -172,7 +178,10 @@ class Child:
         self.returncode = os.waitstatus_to_exitcode(status)
         self.finished = time.time()
         self.usage = {"user": usage.ru_utime, "system": usage.ru_stime, "max_rss": usage.ru_maxrss * 1024}
-        self._on_exit()
+        if self._returned is not None:
+            self._on_refusal(self._returned)
+        else:
+            self._on_exit()
 
 
 class Container:

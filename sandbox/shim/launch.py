@@ -12,7 +12,7 @@ from typing import Any
 
 from sandbox.linux import syscalls
 from sandbox.linux.cgroup import Cgroup
-from sandbox.runtime import external, hooks, native, spare
+from sandbox.runtime import external, hooks, native
 from sandbox.runtime.failure import Failure, describe
 from sandbox.runtime.init import Order, encode_error
 
@@ -70,24 +70,16 @@ class Launcher:
     # -- launch ---------------------------------------------------------------------------------------------------
 
     def _launch(self, pod: Pod, container: Container, fds: list[int] | None, starter: _Starter) -> None:
-        main = container.cgroup.child("main").v2_only() if container.cgroup else None
-        reserve = pod.reserve
-        entered = reserve.cgroup.v1 if reserve and reserve.cgroup else {}
-        if main is not None and reserve is None:
-            main.create()
-        v1 = {k: path for k, path in container.cgroup.v1.items() if k not in entered} if container.cgroup else {}
-        where = Cgroup(main.v2, v1) if main else None
         with contextlib.ExitStack() as stack:
             stdio = fds[:3] if fds is not None else self._log_streams(container, stack)
-            launch = self._engine_start(pod, container, stdio, where, stack, reserve)
+            launch, where = self._finished(pod, container, stdio) or self._begin(pod, container, stdio, stack)
         child = Child(self._loop, launch, where)
         container.child = child
         container.namespaces = launch.namespaces
         if container.engine == "native" and pod.namespaces is None:
             self._world.spares.learn(
-                container.plan, container.name, pod.cgroup.v2 if pod.cgroup else None, pod.controllers, pod.plain_v1,
-                held=pod.held,
-            )  # fmt: skip
+                container, pod.cgroup.v2 if pod.cgroup else None, pod.controllers, pod.plain_v1, held=pod.held
+            )
         pod.adopt_namespaces(launch.namespaces)
         for read_end, stream in container.pending_logs:
             container.drains.append(container.logs.attach(self._loop, read_end, stream))
@@ -96,7 +88,50 @@ class Launcher:
             lambda: self._running(container, starter),
             lambda: self._exited(pod, container, starter),
             lambda request, channel: self._run_hooks(container, request, channel),
+            lambda streams: self._anew(pod, container, streams, starter),
         )
+
+    def _anew(self, pod: Pod, container: Container, streams: list[int], starter: _Starter) -> None:
+        """What was finished ahead could not execute the program. Begin again: at the end of that is who explains it."""
+        container.close()
+        with contextlib.ExitStack() as stack:
+            for fd in streams:
+                stack.callback(os.close, fd)
+            if container.stopping:
+                self._exited(pod, container, starter)
+                return
+            try:
+                self._launch(pod, container, streams, starter)
+            except (Failure, OSError) as error:
+                self._failed(pod, container, starter, Failure(**describe(error, "start the process")))
+
+    def _finished(self, pod: Pod, container: Container, stdio: list[int]) -> tuple[native.Launch, Cgroup | None] | None:
+        """Start the program in the container that was finished ahead, if there is one and it can; else it is gone."""
+        reserve = pod.reserve
+        if reserve is None or not reserve.finished:
+            return None
+        pod.reserve = None
+        cgroup, entered = container.cgroup, reserve.cgroup.v1 if reserve.cgroup else {}
+        if cgroup is None or cgroup.v1 == entered:
+            notify = container.notify if container.restarts == 0 else None
+            order = Order(container.plan, container.rootfs, [], {}, tuple(stdio), (), "", container.oci_state(), notify)
+            if reserve.hand_over(order):
+                return reserve.spare.launch, cgroup.child("main").v2_only() if cgroup else None
+        reserve.spare.discard()
+        return None
+
+    def _begin(
+        self, pod: Pod, container: Container, stdio: list[int], stack: contextlib.ExitStack
+    ) -> tuple[native.Launch, Cgroup | None]:
+        """Start an engine, or have the container that was begun ahead go on."""
+        main = container.cgroup.child("main").v2_only() if container.cgroup else None
+        reserve = pod.reserve
+        entered = reserve.cgroup.v1 if reserve and reserve.cgroup else {}
+        if main is not None and reserve is None:
+            main.create()
+        v1 = {k: path for k, path in container.cgroup.v1.items() if k not in entered} if container.cgroup else {}
+        where = Cgroup(main.v2, v1) if main else None
+        return self._engine_start(pod, container, stdio, where, stack, reserve), where
 
     @staticmethod
     def _settle_reserve(pod: Pod, container: Container) -> None:
@@ -105,7 +140,7 @@ class Launcher:
         if reserve is None:
             return
         fits = container.engine == "native" and pod.namespaces is None and reserve.container == container.name
-        if not (fits and reserve.spare.fits(container.plan)):
+        if not (fits and reserve.fits(container.plan, container.rootfs)):
             pod.drop_reserve()
 
     def _engine_start(
@@ -120,7 +155,7 @@ class Launcher:
         def hand_over(order: Order) -> native.Launch | Order:
             assert reserve is not None
             pod.reserve = None
-            if spare.hand_over(reserve.spare, order):
+            if reserve.hand_over(order):
                 return reserve.spare.launch
             # The spare is of no use, but its cgroups are the container's; a new process has to enter them all.
             reserve.spare.discard()

@@ -6,6 +6,7 @@ It is forked from the shim when the first spare is wanted. The spares that it ma
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pickle
 import select
@@ -18,7 +19,7 @@ from typing import NamedTuple, NoReturn
 from sandbox.linux import syscalls
 from sandbox.linux.cgroup import Cgroup
 from sandbox.linux.idmap import IdMap
-from sandbox.runtime import spare as spares
+from sandbox.runtime import finished, spare as spares, stub
 from sandbox.runtime.native import Launch
 from sandbox.runtime.steps import Step
 
@@ -27,6 +28,8 @@ from .loop import Loop
 
 _MESSAGE = 65536
 _MOST_FDS = 16
+#: The first descriptor after the standard streams.
+_FIRST = 3
 
 
 class Order(NamedTuple):
@@ -40,6 +43,8 @@ class Order(NamedTuple):
     v1: dict[str, str]
     #: The scope is there already, and is not ours to remove.
     held: bool = False
+    #: What is to be finished ahead; None if a beginning is all that is wanted.
+    finished: finished.Order | None = None
 
     @property
     def cgroup(self) -> Cgroup | None:
@@ -51,9 +56,9 @@ class Nursery:
     """The shim's side."""
 
     def __init__(
-        self, loop: Loop, scratch: str, idmap: IdMap, made: Callable[[Order, spares.Spare | None], None]
+        self, loop: Loop, space: str, idmap: IdMap, userns_fd: int, made: Callable[[Order, spares.Spare | None], None]
     ) -> None:  # fmt: skip
-        self._loop, self._scratch, self._idmap, self._made = loop, scratch, idmap, made
+        self._loop, self._space, self._idmap, self._userns_fd, self._made = loop, space, idmap, userns_fd, made
         self._socket: socket.socket | None = None
         self._process = (-1, -1)
         self._order: Order | None = None
@@ -66,17 +71,24 @@ class Nursery:
         if self._socket is None:
             self._start()
         assert self._socket is not None
+        message = pickle.dumps(order)
+        if len(message) > _MESSAGE:
+            order = order._replace(finished=None)  # hundreds of layers
+            message = pickle.dumps(order)
         self._order = order
-        self._socket.send(pickle.dumps(order))
+        self._socket.send(message)
         return True
 
     def _start(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
+            stub_fd = _write_stub(f"{self._space}/stub")
             self._process = syscalls.clone3(0, signal.SIGCHLD)
             if self._process[0] == 0:
                 self._socket.close()
-                _serve(theirs, self._scratch, self._idmap)
+                _serve(theirs, f"{self._space}/scratch", self._idmap, self._userns_fd, stub_fd)
+            if stub_fd >= 0:
+                os.close(stub_fd)
         self._socket.setblocking(False)
         self._loop.watch(self._socket.fileno(), self._heard)
 
@@ -140,22 +152,47 @@ class Nursery:
             os.close(pidfd)
 
 
-def _serve(sock: socket.socket, scratch: str, idmap: IdMap) -> NoReturn:
+def _write_stub(path: str) -> int:
+    """A descriptor of the stub's program, -1 where there is none."""
+    if stub.HERE is None:
+        return -1
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o755)
+    try:
+        os.write(fd, stub.program(stub.HERE))
+    finally:
+        os.close(fd)
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _serve(sock: socket.socket, scratch: str, idmap: IdMap, userns_fd: int, stub_fd: int) -> NoReturn:
     try:
         sys.meta_path.clear()
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        keep = os.dup2(sock.fileno(), 3)
-        syscalls.close_range(4)
-        with socket.socket(fileno=keep) as shim:
+        keep = [sock.fileno(), *(fd for fd in (userns_fd, stub_fd) if fd >= 0)]
+        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST + len(keep)) for fd in keep]
+        own = [os.dup2(fd, number, inheritable=False) for number, fd in enumerate(moved, _FIRST)]
+        syscalls.close_range(_FIRST + len(keep))
+        userns_fd = own[1] if userns_fd >= 0 else -1
+        workshop = _Workshop(scratch, idmap, userns_fd, own[-1] if stub_fd >= 0 else -1)
+        with socket.socket(fileno=own[0]) as shim:
             while message := shim.recv(_MESSAGE):
-                _answer(shim, pickle.loads(message), scratch, idmap)  # noqa: S301 - from the shim, over a socketpair
+                _answer(shim, pickle.loads(message), workshop)  # noqa: S301 - from the shim, over a socketpair
     finally:
         os._exit(0)
 
 
-def _answer(shim: socket.socket, order: Order, scratch: str, idmap: IdMap) -> None:
+class _Workshop(NamedTuple):
+    """What is needed for every spare."""
+
+    scratch: str
+    idmap: IdMap
+    userns_fd: int
+    stub_fd: int
+
+
+def _answer(shim: socket.socket, order: Order, workshop: _Workshop) -> None:
     try:
-        spare = _make(order, scratch, idmap)
+        spare = _make(order, workshop)
     except OSError:
         # No descriptors or processes left: the start that has to do without a spare will say so if it matters.
         with contextlib.suppress(OSError):
@@ -170,14 +207,16 @@ def _answer(shim: socket.socket, order: Order, scratch: str, idmap: IdMap) -> No
         os.close(fd)
 
 
-def _make(order: Order, scratch: str, idmap: IdMap) -> spares.Spare:
+def _make(order: Order, workshop: _Workshop) -> spares.Spare:
     if order.scope is not None and not order.held:
         scope = Cgroup(order.scope)
         scope.create()
         scope.enable(order.controllers)
     with contextlib.ExitStack() as stack:
         where = placement(make_cgroups(order), stack)
-        return spares.make(order.steps, idmap=idmap, scratch=scratch, placement=where)
+        if order.finished is None:
+            return spares.make(order.steps, idmap=workshop.idmap, scratch=workshop.scratch, placement=where)
+        return finished.make(order.finished, **workshop._asdict(), placement=where)
 
 
 def make_cgroups(order: Order) -> Cgroup | None:

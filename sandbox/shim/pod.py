@@ -48,7 +48,7 @@ class World:
         with open("/proc/self/setgroups") as file:
             may_set_groups = file.read().strip() == "allow"
         self.surroundings = Surroundings(may_set_groups, soft_files)
-        self.spares = Spares(loop, space, idmap)
+        self.spares = Spares(loop, space, idmap, userns_fd)
         self.holders = Holders(loop, self.spares.place)
         self._host_root: roots.Rootfs | None = None
 

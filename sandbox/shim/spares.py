@@ -1,4 +1,4 @@
-"""Keeps a spare init ready (:mod:`sandbox.runtime.spare`), made like the container that was started last."""
+"""Keeps a container ready that was begun (:mod:`sandbox.runtime.spare`) or finished (:mod:`sandbox.runtime.finished`) ahead."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 from sandbox.linux.cgroup import Cgroup
 from sandbox.linux.idmap import IdMap
-from sandbox.runtime import spare as spares
-from sandbox.runtime.plan import Plan
+from sandbox.runtime import finished, init, spare as spares
+from sandbox.runtime.plan import Plan, Shape
+from sandbox.runtime.rootfs import Rootfs
 
+from .container import Container
 from .loop import Loop
 from .nursery import Nursery, Order, remove_cgroups
 
@@ -31,6 +33,23 @@ class Reserve:
         #: The scope is systemd's, and stays if the spare is dropped.
         self.held = order.held
         self._order = order
+
+    def fits(self, plan: Plan, rootfs: Rootfs) -> bool:
+        """Whether it can become this container."""
+        if self._order.finished is None:
+            return self.spare.fits(plan)
+        return finished.fits(self._order.finished, plan, rootfs)
+
+    def hand_over(self, order: init.Order) -> bool:
+        """Tell it what it is to become; False if it cannot."""
+        if self._order.finished is None:
+            return spares.hand_over(self.spare, order)
+        return finished.hand_over(self.spare, self._order.finished, order)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all is done but what its program needs."""
+        return self._order.finished is not None
 
     def discard(self) -> None:
         """Kill the spare; the pod's cgroup stays, the container's goes."""
@@ -57,9 +76,10 @@ class Spares:
     in a directory beside the last pod's.
     """
 
-    def __init__(self, loop: Loop, space: str, idmap: IdMap) -> None:
+    def __init__(self, loop: Loop, space: str, idmap: IdMap, userns_fd: int) -> None:
         self._loop = loop
-        self._nursery = Nursery(loop, f"{space}/scratch", idmap, self._made)
+        self._nursery = Nursery(loop, space, idmap, userns_fd, self._made)
+        self._last: Shape | None = None
         self._ready: Reserve | None = None
         self._starts = 0
         self._number = 0
@@ -88,21 +108,24 @@ class Spares:
         return None
 
     def learn(
-        self, plan: Plan, container: str, scope: str | None, controllers: set[str], v1: Mapping[str, str], *, held: bool
+        self, container: Container, scope: str | None, controllers: set[str], v1: Mapping[str, str], *, held: bool
     ) -> None:  # fmt: skip
         """A pod's first container was started like this; the next may be alike. ``v1``: where pods get directories."""
         self._starts += 1
+        shape, self._last = self._last, finished.shape_of(container.plan, container.rootfs)
         if self._starts < _STARTS_BEFORE or self._ready is not None or self._pending:
             return
+        order = Order(spares.template(container.plan), container.name, None, controllers, dict(v1), held)
+        if self._last == shape and not container.notify:  # the third may well be like the first two
+            order = order._replace(finished=finished.order(container.plan, container.rootfs))
         if held:
-            self._wish = Order(spares.template(plan), container, None, controllers, dict(v1), held=True)
+            self._wish = order
             self._make_in_place()
             return
         self._number += 1
         name = f"sandbox-spare{self._number}.scope"
         path = f"{os.path.dirname(scope)}/{name}" if scope else None
-        order = Order(spares.template(plan), container, path, controllers, _beside(v1, name, container))
-        self._pending = self._nursery.ask(order)
+        self._pending = self._nursery.ask(order._replace(scope=path, v1=_beside(v1, name, container.name)))
 
     def place(self, scope: str) -> None:
         """There is a scope for the next pod."""

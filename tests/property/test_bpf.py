@@ -8,7 +8,8 @@ from typing import Any
 import pyseccomp
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from sandbox import _bpf, _seccomp, oci
+from sandbox import _seccomp, oci
+from sandbox.linux import bpf
 from sandbox.models import Container, Pod
 
 NUMBERS = st.one_of(st.integers(0, 500), st.integers(0, 0xFFFFFFFF))
@@ -36,13 +37,13 @@ profiles = st.fixed_dictionaries({
 })  # fmt: skip
 
 
-def both(profile: dict[str, Any]) -> tuple[list[_bpf.Instruction], list[_bpf.Instruction]]:
+def both(profile: dict[str, Any]) -> tuple[list[bpf.Instruction], list[bpf.Instruction]]:
     """libseccomp's program, and ours."""
-    return _bpf.decode(_seccomp._libseccomp(pyseccomp, profile)), _bpf.decode(_seccomp._compile(profile))
+    return bpf.decode(_seccomp._libseccomp(pyseccomp, profile)), bpf.decode(_seccomp._compile(profile))
 
 
 @functools.cache
-def default() -> tuple[list[_bpf.Instruction], list[_bpf.Instruction]]:
+def default() -> tuple[list[bpf.Instruction], list[bpf.Instruction]]:
     container = Container(command=["x"])
     spec = oci.to_spec(container, Pod([container]), None, oci.Host(pod_id="p", cgroup_parent="/p"))
     document: dict[str, Any] = oci.to_dict(spec)
@@ -57,7 +58,7 @@ ARCHES = st.sampled_from([0xC000003E, 0x40000003, 0xC00000B7, 0])
 def test_the_default_profile(arch: int, nr: int, words: list[int]) -> None:
     theirs, ours = default()
     assert len(ours) < len(theirs)
-    assert _bpf.evaluate(ours, arch, nr, words) == _bpf.evaluate(theirs, arch, nr, words)
+    assert bpf.evaluate(ours, arch, nr, words) == bpf.evaluate(theirs, arch, nr, words)
 
 
 @given(profile=profiles, data=st.data())
@@ -71,4 +72,4 @@ def test_any_profile(profile: dict[str, Any], data: st.DataObject) -> None:
     for arch in (0xC000003E, 0x40000003):
         for nr in (*known, data.draw(NUMBERS)):
             words = data.draw(st.lists(WORDS, min_size=6, max_size=6))
-            assert _bpf.evaluate(ours, arch, nr, words) == _bpf.evaluate(theirs, arch, nr, words)
+            assert bpf.evaluate(ours, arch, nr, words) == bpf.evaluate(theirs, arch, nr, words)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from sandbox import _bpf, _seccomp, oci
+from sandbox import _seccomp, oci
 from sandbox.errors import SpecError, UnsupportedFeature
+from sandbox.linux import bpf
 from sandbox.models import Container, Pod
 
 X86 = 0xC000003E
@@ -33,10 +34,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_the_program_answers() -> None:
-    program = _bpf.decode(_seccomp.compile_profile(PROFILE)[1])
-    answers = {nr: _bpf.evaluate(program, X86, nr, [0] * 6) for nr in (0, 1, 2, 62, 135)}
+    program = bpf.decode(_seccomp.compile_profile(PROFILE)[1])
+    answers = {nr: bpf.evaluate(program, X86, nr, [0] * 6) for nr in (0, 1, 2, 62, 135)}
     assert answers == {0: ALLOW, 1: ALLOW, 2: 0x00050026, 62: 0x80000000, 135: 0x00050026}
-    assert _bpf.evaluate(program, X86, 135, [8, 0, 0, 0, 0, 0]) == ALLOW
+    assert bpf.evaluate(program, X86, 135, [8, 0, 0, 0, 0, 0]) == ALLOW
 
 
 def test_compiled_once_and_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
