@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -83,7 +82,7 @@ class Preparation:
         self._giver = cgroups.choose(options.cgroups, options.systemd)
         self._grant: cgroups.Grant | None = None
         self._resources: dict[str, Any] = {}
-        self._settled: Callable[[], None] = lambda: None
+        self._declaration = cgroups.Declaration()
         self._host = attrs.evolve(
             _host.facts(shim.idmap, shim.directory.space), pod_id=self.id, devices=_host.device_numbers(_devices(pod)),
         )  # fmt: skip
@@ -113,13 +112,19 @@ class Preparation:
             with contextlib.suppress(SandboxError):  # it has ended, and what it held with it
                 self.shim.call("scope.give_back", v2=self._grant.v2)
 
-    def declare(self) -> None:
-        """Tell who keeps the cgroup what is in it; to be called when the shim has been asked, so that nobody waits for it."""
-        self._settled = self._giver.declare(self.shim, self._grant, self._resources, self._description())
+    def declare(self, *, later: bool = False) -> None:
+        """Tell who keeps the cgroup what is in it; to be called when the shim has been asked, so that nobody waits for it.
 
-    def settle(self) -> None:
-        """Wait until who keeps the cgroup knows what is in it. Raises what it refused."""
-        self._settled()
+        ``later``: only if there is still a pod when the start is over.
+        """
+        self._declaration = self._giver.declare(self.shim, self._grant, self._resources, self._description(), later=later)
+
+    def settle(self, *, over: bool = False) -> None:
+        """Wait until who keeps the cgroup knows what is in it; ``over``: if it was told. Raises what it refused."""
+        if over:
+            self._declaration.over()
+        else:
+            self._declaration.wait()
 
     def _description(self) -> str:
         """What systemd shows of it."""

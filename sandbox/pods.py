@@ -210,7 +210,7 @@ def run(
     prepared = _prepare(preparation, preparation.pod.containers[0])
     streams = Streams(PIPE if input is not None else stdin, stdout, stderr, text=text)
     try:
-        message = {**prepared.message, "pod": preparation.pod_document(), "stdio": "fds", "wait": True, "remove": True}
+        message = {**prepared.message, "pod": preparation.pod_document(), "stdio": "fds", "wait": "end", "remove": True}
         conversation = shim.ask("container.start", message, streams.given)
     except BaseException:
         streams.close()
@@ -221,10 +221,10 @@ def run(
     args = prepared.spec["process"]["args"]
     with conversation, contextlib.closing(streams):
         try:
-            preparation.declare()
-            process = Process(args, conversation, streams, _no_signals)
+            preparation.declare(later=True)
+            process = Process(args, conversation, streams, _no_signals, started=False)
             out, err = process.communicate(input, timeout)
-            preparation.settle()
+            preparation.settle(over=True)
         except TimeoutExpired:
             with contextlib.suppress(PodStateError):
                 shim.call("pod.remove", pod=preparation.id)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from sandbox.errors import SandboxError
 
 from .cgroupfs import CgroupfsGiver
-from .grant import Grant, ShimClient
+from .grant import Declaration, Grant, ShimClient
 
 
 class Giver(Protocol):
@@ -44,12 +44,11 @@ class Giver(Protocol):
         ...
 
     def declare(
-        self, shim: ShimClient, grant: Grant | None, resources: Mapping[str, Any], description: str
-    ) -> Callable[[], None]:  # fmt: skip
+        self, shim: ShimClient, grant: Grant | None, resources: Mapping[str, Any], description: str, *, later: bool = False
+    ) -> Declaration:  # fmt: skip
         """Tell who keeps the cgroup what is in it and may be used by it (``linux.resources``).
 
-        The shim enforces the same at once, so this need not be waited for: calling what is returned does, and raises what
-        went wrong.
+        ``later``: not before the start is over, and if it is over soon after that, not at all.
         """
         ...
 
@@ -85,10 +84,11 @@ class NoneGiver:
         return None
 
     def declare(
-        self, shim: ShimClient, grant: Grant | None, resources: Mapping[str, Any], description: str  # noqa: ARG002
-    ) -> Callable[[], None]:  # fmt: skip
+        self, shim: ShimClient, grant: Grant | None, resources: Mapping[str, Any], description: str,  # noqa: ARG002
+        *, later: bool = False,  # noqa: ARG002
+    ) -> Declaration:  # fmt: skip
         """Nobody to tell."""
-        return _nothing
+        return Declaration()
 
     def traces(self, shim_id: str) -> list[str]:  # noqa: ARG002
         """Nothing."""
@@ -96,10 +96,6 @@ class NoneGiver:
 
     def close(self) -> None:
         """Nothing."""
-
-
-def _nothing() -> None:
-    pass
 
 
 def _systemd(kind: str) -> Giver:
@@ -207,4 +203,6 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-__all__ = ["GIVERS", "MANAGERS", "Giver", "Grant", "NoneGiver", "ShimClient", "ahead", "choose", "close", "facts"]
+__all__ = [
+    "GIVERS", "MANAGERS", "Declaration", "Giver", "Grant", "NoneGiver", "ShimClient", "ahead", "choose", "close", "facts",
+]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from sandbox.linux import cgroup
 from sandbox.linux.errors import KernelError
 from sandbox.linux.idmap import is_privileged
 
-from .grant import Grant, ShimClient
+from .grant import Declaration, Grant, ShimClient
 
 #: Version 1 controllers that limits of ours need.
 _V1 = ("memory", "pids", "cpu", "blkio")
@@ -112,10 +112,11 @@ class CgroupfsGiver:
         return f"below {self.v2_base or next(iter(self.v1_bases.values()))}"
 
     def declare(
-        self, shim: ShimClient, grant: Grant | None, resources: Mapping[str, Any], description: str  # noqa: ARG002
-    ) -> Callable[[], None]:  # fmt: skip
+        self, shim: ShimClient, grant: Grant | None, resources: Mapping[str, Any], description: str,  # noqa: ARG002
+        *, later: bool = False,  # noqa: ARG002
+    ) -> Declaration:  # fmt: skip
         """Nobody to tell."""
-        return lambda: None
+        return Declaration()
 
     def close(self) -> None:
         """The monitor removes what is left."""

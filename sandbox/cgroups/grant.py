@@ -46,3 +46,16 @@ class Grant:
     def to_json(self) -> dict[str, Any]:
         """For the request to the shim."""
         return {"v2": self.v2, "v1": self.v1, "controllers": sorted(self.controllers)}
+
+
+class Declaration:
+    """What is said of a pod to who keeps its cgroup. This one is to nobody.
+
+    The shim enforces the limits at once, so nothing depends on when it is said.
+    """
+
+    def wait(self) -> None:
+        """Until it is known there. Raises what was refused."""
+
+    def over(self) -> None:
+        """The pod has ended: what was not said by now need not be said. Raises what was refused."""

@@ -11,14 +11,16 @@ import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from sandbox_systemd.bus import Pending, Variant
+from sandbox_systemd.errors import NoSuchUnit
 
 from sandbox.errors import SandboxError
+from sandbox.systemd_errors import made_public
 
-from .grant import ShimClient
+from .grant import Declaration, ShimClient
 
 if TYPE_CHECKING:
     from sandbox_systemd.manager import Manager, Property
@@ -35,9 +37,8 @@ _STOP_USEC = 5_000_000
 _STARTS_BEFORE = 2
 #: Scopes that are ready at a time where pods follow one another faster than systemd makes scopes.
 _MOST_AHEAD = 4
-#: Seconds that the making of the next scopes waits for who has just started a pod.
-_POLITENESS = 0.001
-
+#: Seconds that the making of the next scopes, and the saying of what a pod is, waits for who has just started one.
+_POLITENESS = 0.005
 
 #: Of all shims of this process: two kinds of manager (``auto``, ``system``) may be one.
 _numbers = itertools.count(1)
@@ -62,6 +63,8 @@ class Scopes:
         #: How many are being made ahead, how many wait for one of these, and how many are made at once.
         self._coming = self._awaited = 0
         self._batch = 1
+        #: What systemd has yet to be told of pods.
+        self._unsaid: list[_Declaration] = []
         self._parent: str | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -80,34 +83,43 @@ class Scopes:
             scope = self._ready.popleft() if self._ready else None
         return scope or self._make(1)[0]
 
-    def expect_more(self) -> None:
-        """The pod is started: time to think of the next ones."""
-        with self._news:
-            if self._taken < _STARTS_BEFORE or self._coming or len(self._ready) > self._batch // 2 or self._closed:
-                return
+    def _expect_more(self) -> None:
+        """A pod is started: time to think of the next ones. With the lock."""
+        if self._taken >= _STARTS_BEFORE and not self._coming and len(self._ready) <= self._batch // 2:
             self._coming = self._batch - len(self._ready)
-            self._news.notify_all()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="sandbox-scopes", daemon=True)
-                self._thread.start()
+            self._wake()
+
+    def _wake(self) -> None:
+        """With the lock."""
+        self._news.notify_all()
+        if self._thread is None and not self._closed:
+            self._thread = threading.Thread(target=self._work, name="sandbox-scopes", daemon=True)
+            self._thread.start()
 
     def _work(self) -> None:
         while True:
             with self._news:
-                self._news.wait_for(lambda: self._coming or self._closed)
+                self._news.wait_for(lambda: self._coming or self._unsaid or self._closed)
                 # Who has started a pod goes on first: only one thread of a process runs Python at a time.
                 self._news.wait_for(lambda: self._awaited or self._closed, _POLITENESS)
                 if self._closed:
                     return
-                count = self._coming
-            try:
-                made = self._make(count)
-            except Exception:  # noqa: BLE001 - who needs a scope makes one, and is told why that fails
-                made = []
-            with self._news:
-                self._coming = 0
-                self._ready.extend(made)
-                self._news.notify_all()
+                count, unsaid = self._coming, list(self._unsaid)
+                self._unsaid.clear()
+            for declaration in unsaid:
+                declaration.say()
+            if count:
+                self._make_ahead(count)
+
+    def _make_ahead(self, count: int) -> None:
+        try:
+            made = self._make(count)
+        except Exception:  # noqa: BLE001 - who needs a scope makes one, and is told why that fails
+            made = []
+        with self._news:
+            self._coming = 0
+            self._ready.extend(made)
+            self._news.notify_all()
 
     def _make(self, count: int) -> list[Scope]:
         """Make some at once: the kernel waits for all processors before it moves a process, and once will do for several.
@@ -136,10 +148,22 @@ class Scopes:
             self._parent = os.path.dirname(f"{self._mount}{self._manager.get(unit, 'Scope', 'ControlGroup').value}")
         return self._parent
 
-    def declare(self, unit: str, description: str, properties: Sequence[Property]) -> Pending:
+    def declare(self, unit: str, description: str, properties: Sequence[Property], *, later: bool) -> Declaration:
         """Tell systemd what the pod in the scope is and may."""
         rows = [("Description", Variant("s", description)), *properties]
-        return self._manager.begin_set_properties(unit, rows)
+        declaration = _Declaration(lambda: self._manager.begin_set_properties(unit, rows), self._told)
+        if later:
+            with self._news:
+                self._unsaid.append(declaration)
+                self._expect_more()
+                self._wake()
+        else:
+            declaration.say()
+        return declaration
+
+    def _told(self) -> None:
+        with self._news:
+            self._expect_more()
 
     def close(self) -> None:
         """The shim ends, and with its processes the scopes do."""
@@ -148,6 +172,43 @@ class Scopes:
             self._news.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(5)
+
+
+class _Declaration(Declaration):
+    """Said by whoever comes first: who needs it to be known, or the thread."""
+
+    def __init__(self, begin: Callable[[], Pending], told: Callable[[], None]) -> None:
+        self._begin, self._told = begin, told
+        self._lock = threading.Lock()
+        self._over = False
+        self._pending: Pending | None = None
+        self._failure: Exception | None = None
+
+    def say(self) -> None:
+        """Send it, unless the pod has ended. Raises nothing yet."""
+        with self._lock:
+            if self._pending is None and self._failure is None and not self._over:
+                try:
+                    self._pending = self._begin()
+                except Exception as error:  # noqa: BLE001 - for who asks
+                    self._failure = error
+
+    def wait(self) -> None:
+        self.say()
+        self._finish()
+        self._told()
+
+    def over(self) -> None:
+        with self._lock:
+            self._over = True
+        self._finish()
+
+    def _finish(self) -> None:
+        with made_public(), contextlib.suppress(NoSuchUnit):  # the pod has ended before the answer came
+            if self._failure is not None:
+                raise self._failure
+            if self._pending is not None:
+                self._pending.result()
 
 
 class _Making:

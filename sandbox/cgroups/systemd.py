@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 from sandbox_systemd import managers
 from sandbox_systemd.bus import Variant, available_bindings
-from sandbox_systemd.errors import ManagerEnded, NoSuchUnit, SystemdError
+from sandbox_systemd.errors import ManagerEnded, SystemdError
 from sandbox_systemd.manager import Manager, Property
 
 from sandbox.linux import cgroup
 from sandbox.systemd_errors import made_public, public
 
 from .cgroupfs import CgroupfsGiver
-from .grant import Grant, ShimClient
+from .grant import Declaration, Grant, ShimClient
 from .scopes import Scopes, enclose
 
 #: What systemd hands to a delegated unit, of that which limits of ours need (systemd.resource-control(5), Delegate=).
@@ -101,21 +100,12 @@ class SystemdGiver:
         return Grant(scope.path, v1, self._v2_controllers, unit=scope.unit, processes=1)
 
     def declare(
-        self, shim: ShimClient, grant: Grant | None, resources: Mapping[str, Any], description: str
-    ) -> Callable[[], None]:  # fmt: skip
-        """Set the limits as properties of the scope, too, and say what it is. The next scope is made meanwhile."""
+        self, shim: ShimClient, grant: Grant | None, resources: Mapping[str, Any], description: str, *, later: bool = False
+    ) -> Declaration:  # fmt: skip
+        """Set the limits as properties of the scope, too, and say what it is. The next scope is made after that."""
         assert grant is not None
         assert grant.unit is not None
-        scopes = self._of(shim)
-        with made_public():
-            pending = scopes.declare(grant.unit, description, properties(resources))
-
-        def settled() -> None:
-            with made_public(), contextlib.suppress(NoSuchUnit):  # the pod has ended before the answer came
-                pending.result()
-            scopes.expect_more()
-
-        return settled
+        return self._of(shim).declare(grant.unit, description, properties(resources), later=later)
 
     def _of(self, shim: ShimClient) -> Scopes:
         with self._lock:

@@ -164,16 +164,26 @@ class Cgroup:
 
     def statistics(self) -> dict[str, int]:
         """Usage as far as the controllers tell: cpu_usec, memory bytes, pids, io bytes; what is unknown is absent."""
-        found: dict[str, int] = {}
+        found = self.totals()
         if self.v2:
-            found.update(_cpu(flat_keyed(read(f"{self.v2}/cpu.stat"))))
             for controller, files in _V2_FILES.items():
                 if controller not in self.v1:
                     found.update(_numbers(self.v2, files))
-            found.update(_io(read(f"{self.v2}/io.stat")))
         for controller, files in _V1_FILES.items():
             if controller in self.v1:
                 found.update(_numbers(self.v1[controller], files))
+        return found
+
+    def totals(self) -> dict[str, int]:
+        """What of it makes sense when nothing runs in it any more: sums and peaks."""
+        found: dict[str, int] = {}
+        if self.v2:
+            found.update(_cpu(flat_keyed(read(f"{self.v2}/cpu.stat"))))
+            found.update(_io(read(f"{self.v2}/io.stat")))
+        for controller, (v1_file, v2_file) in _PEAKS.items():
+            directory, file = (self.v1[controller], v1_file) if controller in self.v1 else (self.v2, v2_file)
+            if directory:
+                found.update(_number(directory, file, f"{controller}_peak"))
         return found
 
     def pressure(self, resource: str) -> dict[str, float]:
@@ -212,15 +222,15 @@ class Cgroup:
 
 
 _V2_FILES = {
-    "memory": {"memory.current": "memory_current", "memory.peak": "memory_peak", "memory.max": "memory_limit",
-               "memory.swap.current": "swap_current"},
-    "pids": {"pids.current": "pids_current", "pids.peak": "pids_peak", "pids.max": "pids_limit"},
-}  # fmt: skip
+    "memory": {"memory.current": "memory_current", "memory.max": "memory_limit", "memory.swap.current": "swap_current"},
+    "pids": {"pids.current": "pids_current", "pids.max": "pids_limit"},
+}
 _V1_FILES = {
-    "memory": {"memory.usage_in_bytes": "memory_current", "memory.max_usage_in_bytes": "memory_peak",
-               "memory.limit_in_bytes": "memory_limit"},
-    "pids": {"pids.current": "pids_current", "pids.peak": "pids_peak", "pids.max": "pids_limit"},
-}  # fmt: skip
+    "memory": {"memory.usage_in_bytes": "memory_current", "memory.limit_in_bytes": "memory_limit"},
+    "pids": {"pids.current": "pids_current", "pids.max": "pids_limit"},
+}
+#: Of these, the highest value so far, in either version.
+_PEAKS = {"memory": ("memory.max_usage_in_bytes", "memory.peak"), "pids": ("pids.peak", "pids.peak")}
 #: What version 1 says for "no limit": the largest page-aligned number, and anything near it.
 _UNLIMITED = 1 << 62
 
@@ -230,9 +240,17 @@ def _numbers(directory: str, files: dict[str, str]) -> Iterator[tuple[str, int]]
         content = read(f"{directory}/{file}")
         if content is None and name.endswith("_current"):
             return  # the controller is not enabled here, and its other files are not there either
-        text = (content or "").strip()
-        if text.isdecimal() and int(text) < _UNLIMITED:
-            yield name, int(text)
+        yield from _plain_number(content, name)
+
+
+def _number(directory: str, file: str, name: str) -> Iterator[tuple[str, int]]:
+    return _plain_number(read(f"{directory}/{file}"), name)
+
+
+def _plain_number(content: str | None, name: str) -> Iterator[tuple[str, int]]:
+    text = (content or "").strip()
+    if text.isdecimal() and int(text) < _UNLIMITED:
+        yield name, int(text)
 
 
 def _cpu(stat: dict[str, int]) -> Iterator[tuple[str, int]]:

@@ -33,14 +33,14 @@ class Launcher:
         self._loop = world.loop
 
     def start(
-        self, pod: Pod, container: Container, fds: list[int] | None, answers: Answers, *, keep_answers: bool
+        self, pod: Pod, container: Container, fds: list[int] | None, answers: Answers, *, wait: bool | str
     ) -> None:  # fmt: skip
         """Start ``container`` of ``pod`` with the given standard streams, or with pipes into its log."""
         self._settle_reserve(pod, container)
         container.cgroup = pod.container_cgroup(container.name, container.resources)
         pod.containers[container.name] = container
         try:
-            self._launch(pod, container, fds, _Starter(answers, keep_answers))
+            self._launch(pod, container, fds, _Starter(answers, keep=bool(wait), quiet=wait == "end"))
         except BaseException:
             del pod.containers[container.name]
             self.discard(container)
@@ -61,8 +61,9 @@ class Launcher:
 
     def discard(self, container: Container) -> None:
         """Forget a container that is over."""
-        container.close()
         container.remove_cgroup()
+        # With the last descriptor of its mount namespace the kernel waits until no processor looks at its mounts any more.
+        self._loop.when_idle(container.close)
         if container.terminal >= 0 and not container.logging_terminal:
             os.close(container.terminal)
             container.terminal = -1
@@ -77,9 +78,8 @@ class Launcher:
         container.child = child
         container.namespaces = launch.namespaces
         if container.engine == "native" and pod.namespaces is None:
-            self._world.spares.learn(
-                container, pod.cgroup.v2 if pod.cgroup else None, pod.controllers, pod.plain_v1, held=pod.held
-            )
+            scope = pod.cgroup.v2 if pod.cgroup else None
+            self._world.spares.learn(container, scope, pod.controllers, pod.plain_v1, held=pod.held)
         pod.adopt_namespaces(launch.namespaces)
         for read_end, stream in container.pending_logs:
             container.drains.append(container.logs.attach(self._loop, read_end, stream))
@@ -253,7 +253,7 @@ class Launcher:
         usage: dict[str, float] = dict(child.usage)
         kills = 0
         if container.cgroup is not None:
-            usage |= container.cgroup.statistics()
+            usage |= container.cgroup.totals()
             kills = container.cgroup.oom_kills()
         container.exit = {
             "event": "exited", "returncode": child.returncode, "started": child.started, "finished": child.finished,
@@ -275,7 +275,7 @@ class Launcher:
             return
         container.close()
         try:
-            self._launch(pod, container, None, _Starter(None, keep=False))
+            self._launch(pod, container, None, _Starter(None))
         except (Failure, OSError) as error:
             container.exit = {"event": "exited", "returncode": None, "error": describe(error, "restart")}
             self._over(container)
@@ -337,14 +337,14 @@ def _vanished(child: Child) -> Failure:
 
 
 class _Starter:
-    """The request that started a container, answered once it runs or cannot."""
+    """The request that started a container, answered once it runs or cannot; ``quiet``: only if it cannot."""
 
-    def __init__(self, answers: Answers | None, keep: bool) -> None:
-        self._answers, self._keep = answers, keep
+    def __init__(self, answers: Answers | None, *, keep: bool = False, quiet: bool = False) -> None:
+        self._answers, self._keep, self._quiet = answers, keep, quiet
 
     def started(self, pid: int, descriptors: dict[str, int]) -> None:
         """The program was executed; ``fds`` of the answer names the descriptors that come with it."""
-        if self._answers is None:
+        if self._answers is None or self._quiet:
             return
         given = {name: fd for name, fd in descriptors.items() if fd >= 0}
         send = self._answers.send if self._keep else self._answers.finish

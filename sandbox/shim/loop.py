@@ -6,9 +6,12 @@ import heapq
 import itertools
 import select
 import time
+from collections import deque
 from collections.abc import Callable
 
 Callback = Callable[[int], None]
+#: Seconds that a busy loop may put off what was left for idle moments.
+_LONGEST_DELAY = 0.02
 
 
 class Loop:
@@ -19,6 +22,7 @@ class Loop:
         self._callbacks: dict[int, Callback] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
+        self._idle: deque[tuple[float, Callable[[], None]]] = deque()
         self.running = True
 
     def watch(self, fd: int, callback: Callback, events: int = select.EPOLLIN) -> None:
@@ -38,16 +42,27 @@ class Loop:
         """Call ``callback()`` once, ``seconds`` from now."""
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), callback))
 
+    def when_idle(self, callback: Callable[[], None]) -> None:
+        """Call ``callback()`` once, when nothing else waits to be done, but soon: what nobody waits for."""
+        self._idle.append((time.monotonic() + _LONGEST_DELAY, callback))
+
     def run(self) -> None:
         """Until :attr:`running` is false."""
         while self.running:
-            for fd, events in self._epoll.poll(self._patience()):
+            ready = self._epoll.poll(self._patience())
+            for fd, events in ready:
                 callback = self._callbacks.get(fd)
                 if callback is not None:
                     callback(events)
             self._fire()
+            if self._idle and (not ready or self._idle[0][0] < time.monotonic()):
+                self._idle.popleft()[1]()
+        while self._idle:
+            self._idle.popleft()[1]()
 
     def _patience(self) -> float | None:
+        if self._idle:
+            return 0
         return max(self._timers[0][0] - time.monotonic(), 0) if self._timers else None
 
     def _fire(self) -> None:

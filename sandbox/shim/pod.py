@@ -141,17 +141,20 @@ class Pod:
                 container.kill()
 
     def _remove_cgroup(self) -> None:
-        """Systemd notices that a scope is empty by its cgroup.events, and removes it; it misses what goes too soon."""
-        held = self.held
-        self._release_holder()
         if self.cgroup is None:
             return
-        if not held:
-            if not self.cgroup.remove_empty():
-                self.cgroup.remove()
-            return
-        Cgroup(None, self.cgroup.v1).remove()
-        self.cgroup.remove_children()
+        if self.held:
+            Cgroup(None, self.cgroup.v1).remove()
+        elif not self.cgroup.remove_empty():
+            self.cgroup.remove()
+
+    def _leave_scope(self) -> None:
+        """Systemd notices that a scope is empty by its cgroup.events, and removes it; it misses what goes too soon."""
+        if self._holder is not None:
+            self._holder.end()
+            if self.cgroup is not None:
+                self.cgroup.remove_children()
+            self._release_holder()
 
     def _make_cgroup(self, grant: Mapping[str, Any] | None, resources: Mapping[str, Any]) -> Cgroup | None:
         self._controllers: set[str] = set()
@@ -277,13 +280,12 @@ class Pod:
         syscalls.mount("volume", path, "tmpfs", c.MS_NOSUID | c.MS_NODEV, options)
         self._volumes.append(path)
 
-    def ending(self) -> None:
-        """No process of a container is left: what holds the scope may end while the rest is given back."""
-        if self._holder is not None:
-            self._holder.end()
-
     def release(self) -> None:
-        """Give back everything; no process of the pod is left when this is called."""
+        """Give back everything; no process of the pod is left when this is called.
+
+        What the kernel and systemd take their time for is done when nobody waits for it: the last descriptors of namespaces,
+        and the end of the scope.
+        """
         self.drop_reserve()
         for pid, pidfd in self.helpers:
             with contextlib.suppress(OSError):
@@ -292,6 +294,11 @@ class Pod:
                 os.waitpid(pid, 0)
             os.close(pidfd)
         self.helpers.clear()
+        self._remove_cgroup()
+        self._world.loop.when_idle(self._forget)
+
+    def _forget(self) -> None:
+        self._leave_scope()
         for fd in (self.namespaces or {}).values():
             os.close(fd)
         self.namespaces = None
@@ -302,7 +309,6 @@ class Pod:
             os.rmdir(os.path.dirname(self._volumes[0]))
             os.rmdir(f"{self._world.space}/pods/{self.id}")
             self._volumes.clear()
-        self._remove_cgroup()
 
 
 def _limited(resources: Mapping[str, Any]) -> set[str]:

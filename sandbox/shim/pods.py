@@ -137,7 +137,6 @@ class Pods:
             if any(not self._launcher.is_over(container) for container in pod.containers.values()):
                 return
             if self._pods.pop(pod.id, None) is not None:
-                pod.ending()
                 for container in pod.containers.values():
                     self._launcher.discard(container)
                 pod.release()
@@ -178,7 +177,8 @@ class Pods:
         """``{"pod": id or pod document, "name", "spec", "rootfs", "seccomp", "stdio": "log" | "fds", …}``.
 
         Answers ``started`` when the program was executed, with the terminal's master side if it has one. With
-        ``"wait"`` a second answer ``exited`` follows, and with ``"remove"`` the pod is gone by then.
+        ``"wait"`` a second answer ``exited`` follows (it is the only one if that says ``"end"``), and with ``"remove"`` the pod
+        is gone by then.
         """
         inline = isinstance(message["pod"], dict)
         pod = self._make_pod(message["pod"]) if inline else self._pod(message)
@@ -213,7 +213,7 @@ class Pods:
                     answers.finish(container.exit or {})
 
         self._launcher.start(pod, container, fds if message.get("stdio") == "fds" else None, answers,
-                             keep_answers=bool(message.get("wait")))  # fmt: skip
+                             wait=message.get("wait") or False)  # fmt: skip
         if message.get("wait"):
             self._launcher.when_over(container, over)
         return container

@@ -111,6 +111,11 @@ class Spares:
         self, container: Container, scope: str | None, controllers: set[str], v1: Mapping[str, str], *, held: bool
     ) -> None:  # fmt: skip
         """A pod's first container was started like this; the next may be alike. ``v1``: where pods get directories."""
+        self._loop.when_idle(lambda: self._learn(container, scope, controllers, v1, held=held))
+
+    def _learn(
+        self, container: Container, scope: str | None, controllers: set[str], v1: Mapping[str, str], *, held: bool
+    ) -> None:  # fmt: skip
         self._starts += 1
         shape, self._last = self._last, finished.shape_of(container.plan, container.rootfs)
         if self._starts < _STARTS_BEFORE or self._ready is not None or self._pending:

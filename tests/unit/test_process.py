@@ -58,8 +58,12 @@ def test_unsupported(linux: dict[str, Any], feature: str) -> None:
 
 
 def test_candidates_along_the_path() -> None:
-    assert process._candidates("./x", "/bin") == ["./x"]
-    assert process._candidates("x", "/a::/b") == ["/a/x", "./x", "/b/x"]
+    assert process.candidates(_program("./x", "/bin")) == ["./x"]
+    assert process.candidates(_program("x", "/a::/b")) == ["/a/x", "./x", "/b/x"]
+
+
+def _program(command: str, path: str) -> process.Program:
+    return process.parse({"args": [command], "cwd": "/", "env": [f"PATH={path}"]}, {}, b"")
 
 
 @pytest.mark.parametrize(
