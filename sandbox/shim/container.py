@@ -101,7 +101,7 @@ class Child:
         try:
             data, fds, _, _ = socket.recv_fds(self._channel, 65536, 3)
         except ConnectionResetError:
-            data, fds = b"", []  # it was killed before it had read our "go"
+            return  # it has ended without reading what we sent; what it said itself comes next
         if not data:
             self._close_channel()
             if self._driven and self.failure is None:

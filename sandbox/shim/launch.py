@@ -77,15 +77,13 @@ class Launcher:
         child = Child(self._loop, launch, where)
         container.child = child
         container.namespaces = launch.namespaces
-        if container.engine == "native" and pod.namespaces is None:
-            scope = pod.cgroup.v2 if pod.cgroup else None
-            self._world.spares.learn(container, scope, pod.controllers, pod.plain_v1, held=pod.held)
+        first = container.engine == "native" and pod.namespaces is None
         pod.adopt_namespaces(launch.namespaces)
         for read_end, stream in container.pending_logs:
             container.drains.append(container.logs.attach(self._loop, read_end, stream))
         container.pending_logs = []
         child.follow(
-            lambda: self._running(container, starter),
+            lambda: self._running(pod, container, starter, first=first),
             lambda: self._exited(pod, container, starter),
             lambda request, channel: self._run_hooks(container, request, channel),
             lambda streams: self._anew(pod, container, streams, starter),
@@ -194,10 +192,13 @@ class Launcher:
 
     # -- life -----------------------------------------------------------------------------------------------------
 
-    def _running(self, container: Container, starter: _Starter) -> None:
+    def _running(self, pod: Pod, container: Container, starter: _Starter, *, first: bool) -> None:
         child = container.child
         assert child is not None
         container.state = "running"
+        if first:
+            scope = pod.cgroup.v2 if pod.cgroup else None
+            self._world.spares.learn(container, scope, pod.controllers, pod.plain_v1, held=pod.held)
         if child.terminal >= 0:
             if container.log_terminal:
                 container.drains.append(container.logs.attach(self._loop, child.terminal, "stdout"))
