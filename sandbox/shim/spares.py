@@ -110,7 +110,7 @@ class Spares:
     def learn(
         self, container: Container, scope: str | None, controllers: set[str], v1: Mapping[str, str], *, held: bool
     ) -> None:  # fmt: skip
-        """This is the first container of a pod, and runs; the next may be alike. ``v1``: where pods get directories."""
+        """A pod has this as its first container, and it runs; the next may be alike. ``v1``: where pods get directories."""
         self._loop.when_idle(lambda: self._learn(container, scope, controllers, v1, held=held))
 
     def _learn(
