@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -246,10 +247,12 @@ def test_a_pod_that_is_removed_while_it_starts(options: Options) -> None:
 def _descendants(pid: int) -> dict[int, tuple[str, str]]:
     """Process id → (name, state letter)."""
     found = {}
-    for child in (Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii")).split():
-        name, state = re.search(r"\((.*)\) (\w)", Path(f"/proc/{child}/stat").read_text("ascii")).groups()  # type: ignore[union-attr]
-        found[int(child)] = (name, state)
-        found |= _descendants(int(child))
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+        for child in (Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii")).split():
+            stat = re.search(r"\((.*)\) (\w)", Path(f"/proc/{child}/stat").read_text("ascii"))
+            assert stat is not None
+            found[int(child)] = (stat[1], stat[2])
+            found |= _descendants(int(child))
     return found
 
 
