@@ -250,6 +250,7 @@ def _program(name: str, *arguments: str) -> str | None:
 _PROGRAMS = {
     **dict.fromkeys(("buildah", "bwrap", "crun", "docker-registry", "podman", "redis-server", "runc"), "--version"),
     **dict.fromkeys(("skopeo", "systemd", "systemd-run", "systemd-analyze", "umoci"), "--version"),
+    **dict.fromkeys(("as", "aarch64-linux-gnu-as", "qemu-aarch64-static", "qemu-x86_64-static"), "--version"),
     "busybox": "true",
     "openssl": "version",
 }

@@ -6,6 +6,7 @@ import functools
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 #: A program of the host; what runs the tests may lie in a home, which containers do not see.
@@ -36,6 +37,25 @@ def _slowness() -> float:
     start = time.monotonic()
     subprocess.run([sys.executable, "-I", "-S", "-c", ""], check=True)
     return max(1.0, (time.monotonic() - start) / 0.02)
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """The processes that it has started, and those that they have."""
+    for child in _read(f"/proc/{pid}/task/{pid}/children").split():
+        yield int(child)
+        yield from descendants(int(child))
+
+
+def name_of(pid: int) -> str:
+    """What the kernel calls the program of a process; nothing if it has ended."""
+    return _read(f"/proc/{pid}/comm").strip()
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def is_holder(pid: int) -> bool:

@@ -32,6 +32,8 @@ JOBS = os.environ.get("JOBS", "auto")
 
 #: The Debian and Ubuntu packages the tests use, and which requirement of tests/gate.py each one meets.
 PACKAGES = {
+    "binutils": "as: the instructions of the stub are assembled again",
+    "binutils-aarch64-linux-gnu": "aarch64-linux-gnu-as: those for the other architecture",
     "bubblewrap": "bwrap",
     "buildah": "buildah: images that it built are unpacked here",
     "busybox-static": "busybox: the root file system of most kernel tests",
@@ -52,6 +54,7 @@ PACKAGES = {
     "python3-gi": "pydbus",
     "python3-pydbus": "pydbus",
     "python3-venv": "ensurepip",
+    "qemu-user-static": "qemu-aarch64-static: runs them",
     "redis-server": "redis",
     "runc": "runc",
     "skopeo": "skopeo",

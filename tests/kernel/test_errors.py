@@ -14,7 +14,7 @@ from typing import Any
 import images_helpers as make
 import pytest
 from gate import requires
-from programs import is_holder
+from programs import descendants, is_holder, name_of
 
 import sandbox
 from sandbox import (
@@ -44,29 +44,15 @@ pytestmark = requires("userns", "overlay")
 _SETTLE = 3.0
 
 
-def read_or(file: Path, instead: str) -> str:
-    """What the kernel says in there, if the process has not just ended."""
-    try:
-        return file.read_text().strip()
-    except (FileNotFoundError, ProcessLookupError):
-        return instead
-
-
-def descendants(pid: int) -> Iterator[int]:
-    for child in read_or(Path(f"/proc/{pid}/task/{pid}/children"), "").split():
-        yield int(child)
-        yield from descendants(int(child))
-
-
 def traces() -> dict[str, object]:
     """What a start that failed may have left: pods, processes, mounts of the shim, our descriptors."""
     shim = own_shim()
     helpers = list(descendants(os.getpid()))
     mounts = [line.split()[4] for line in Path(f"/proc/{helpers[1]}/mountinfo").read_text().splitlines()]
-    names = [read_or(Path(f"/proc/{pid}/comm"), "python") for pid in helpers if not is_holder(pid)]
+    names = [name_of(pid) for pid in helpers if not is_holder(pid)]
     return {
         "pods": shim.call("pod.list")["pods"],
-        "programs": sorted(name for name in names if not name.startswith(("python", "stub"))),
+        "programs": sorted(name for name in names if name and not name.startswith(("python", "stub"))),
         "mounts": sorted(mounts),
         "descriptors": len(os.listdir("/proc/self/fd")),
     }
