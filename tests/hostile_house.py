@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from programs import is_holder
+from programs import SERVANTS, is_holder
 
 from sandbox import cgroups
 from sandbox.linux.idmap import is_privileged
@@ -98,7 +98,7 @@ class House:
         scopes = {name for trace in traces for name in _names(trace) if name.endswith(".scope")}
         found = pods + [f"cgroup {name}" for name in scopes if "spare" not in name]
         family = list(_family(self.shim._monitor.pid))
-        strangers = [text for text in family if not text.startswith("python")]
+        strangers = [text for text in family if not text.startswith(SERVANTS)]
         return found + strangers + family[_SERVANTS + len(strangers) :]
 
 

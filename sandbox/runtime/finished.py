@@ -137,4 +137,4 @@ def _arrange(kept: Sequence[int], stub_fd: int) -> NoReturn:
         os.dup2(fd, number)
     syscalls.close_range(after, flags=c.CLOSE_RANGE_CLOEXEC)
     syscalls.close_range(0, stub.CHANNEL - 1)
-    os.execve(program, ["sandbox: finished"], {})
+    os.execve(program, ["sandbox: spare"], {})

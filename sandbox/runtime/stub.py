@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 #: Where the list comes from, and where the report goes to.
 CHANNEL = 3
+#: What the kernel calls it.
+NAME = "sandbox-spare"
 #: Bytes of a script.
 LARGEST = 0x40000
 #: Any error may be ignored.
@@ -240,4 +242,4 @@ def _place(data: bytearray, offset: int, form: str, *values: int) -> None:
     struct.pack_into(form, data, offset, *values)
 
 
-__all__ = ["ANY_ERROR", "CHANNEL", "HERE", "LARGEST", "MACHINES", "Machine", "Script", "errors", "program", "refusal"]
+__all__ = ["ANY_ERROR", "CHANNEL", "HERE", "LARGEST", "MACHINES", "NAME", "Machine", "Script", "errors", "program", "refusal"]

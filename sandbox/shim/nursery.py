@@ -82,7 +82,7 @@ class Nursery:
     def _start(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            stub_fd = _write_stub(f"{self._space}/stub")
+            stub_fd = _write_stub(f"{self._space}/{stub.NAME}")
             self._process = syscalls.clone3(0, signal.SIGCHLD)
             if self._process[0] == 0:
                 self._socket.close()

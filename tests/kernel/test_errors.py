@@ -14,7 +14,7 @@ from typing import Any
 import images_helpers as make
 import pytest
 from gate import requires
-from programs import descendants, is_holder, name_of
+from programs import SERVANTS, descendants, is_holder, name_of
 
 import sandbox
 from sandbox import (
@@ -52,7 +52,7 @@ def traces() -> dict[str, object]:
     names = [name_of(pid) for pid in helpers if not is_holder(pid)]
     return {
         "pods": shim.call("pod.list")["pods"],
-        "programs": sorted(name for name in names if name and not name.startswith(("python", "stub"))),
+        "programs": sorted(name for name in names if name and not name.startswith(SERVANTS)),
         "mounts": sorted(mounts),
         "descriptors": len(os.listdir("/proc/self/fd")),
     }

@@ -30,7 +30,7 @@ _NEVER = {"terminal", "notified"}
 
 def waiting() -> set[int]:
     """The processes that wait in a stub."""
-    return {pid for pid in descendants(os.getpid()) if name_of(pid) == "stub"}
+    return {pid for pid in descendants(os.getpid()) if name_of(pid) == stub.NAME}
 
 
 def until_waiting(start: Callable[[], Any], patience: float = 5.0) -> set[int]:
