@@ -21,7 +21,7 @@ from . import process
 from .init import Order
 from .plan import Plan
 from .process import Program
-from .stub import ANY_ERROR, CHANNEL, HERE, LARGEST, Machine, Script, errors
+from .stub import ANY_ERROR, CHANNEL, HERE, LARGEST, Full, Machine, Script, errors
 
 #: A message of a socket has to fit its buffer, as a rule 200 KiB.
 LONGEST = min(LARGEST, 100_000)
@@ -43,6 +43,13 @@ _SECCOMP_RET_ALLOW = 0x7FFF0000
 
 def write(order: Order, files: Sequence[str]) -> bytes | None:
     """The script for a container; None if it needs more than a stub can do. ``files``: the paths of the open ones."""
+    try:
+        return _write(order, files)
+    except Full:
+        return None
+
+
+def _write(order: Order, files: Sequence[str]) -> bytes | None:
     machine, program = HERE, order.plan.program
     if machine is None or not is_simple(order.plan) or order.notify or order.v1_tasks or not _streams_are_simple(order):
         return None

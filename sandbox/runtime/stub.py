@@ -141,6 +141,10 @@ def errors(*numbers: int) -> int:
     return sum(1 << number for number in numbers)
 
 
+class Full(Exception):
+    """A script has no room for another call."""
+
+
 class Script:
     """System calls and the data that they point to, at the addresses which they will have in the stub."""
 
@@ -172,9 +176,9 @@ class Script:
         return self.put(struct.pack(f"={len(pointers) + 1}Q", *pointers, 0), alignment=8)
 
     def call(self, name: str, *arguments: int, may: int = 0) -> None:
-        """Add a call; ``may``: errors after which to go on (:func:`errors`)."""
+        """Add a call; ``may``: errors after which to go on (:func:`errors`). Raises :class:`Full`."""
         if len(self._calls) + _RECORD.size >= self._size:
-            raise ValueError("too many calls")
+            raise Full
         five = (*arguments, *(0,) * (5 - len(arguments)))
         self._calls += _RECORD.pack(self._machine.calls[name], *(number & _WORD for number in five), may)
 
@@ -242,4 +246,4 @@ def _place(data: bytearray, offset: int, form: str, *values: int) -> None:
     struct.pack_into(form, data, offset, *values)
 
 
-__all__ = ["ANY_ERROR", "CHANNEL", "HERE", "LARGEST", "MACHINES", "NAME", "Machine", "Script", "errors", "program", "refusal"]
+__all__ = ["ANY_ERROR", "CHANNEL", "HERE", "LARGEST", "MACHINES", "NAME", "Full", "Machine", "Script", "errors", "program", "refusal"]

@@ -212,6 +212,13 @@ def test_many_arguments(root: Path) -> None:
         time.sleep(0.05)
 
 
+def test_a_working_directory_far_down(run: Any) -> None:
+    directory = "/d" * 200
+    for _ in range(4):
+        assert run("pwd", working_dir=directory).stdout == f"{directory}\n"
+        time.sleep(0.05)
+
+
 def test_a_path_with_many_entries(root: Path) -> None:
     path = ":".join(f"/no/{number}" for number in range(200)) + ":/bin"
     for _ in range(4):
