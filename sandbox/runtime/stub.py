@@ -246,4 +246,6 @@ def _place(data: bytearray, offset: int, form: str, *values: int) -> None:
     struct.pack_into(form, data, offset, *values)
 
 
-__all__ = ["ANY_ERROR", "CHANNEL", "HERE", "LARGEST", "MACHINES", "NAME", "Full", "Machine", "Script", "errors", "program", "refusal"]
+__all__ = [
+    "ANY_ERROR", "CHANNEL", "HERE", "LARGEST", "MACHINES", "NAME", "Full", "Machine", "Script", "errors", "program", "refusal",
+]  # fmt: skip
