@@ -10,12 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from gate import requires
 from programs import patient
+from sandbox_systemd.bus import Variant
 
 import sandbox
 from sandbox import Pod, Resources, SandboxError
@@ -79,6 +81,24 @@ class TestOnePod:
             assert pod.id in manager.get(unit, "Unit", "Description").value
             assert "test_systemd_knows_it" in manager.get(unit, "Unit", "Description").value
         assert eventually(lambda: unit not in scopes(manager))
+
+    def test_it_knows_what_is_run_for_a_while(self, manager: Manager) -> None:
+        def known() -> list[str]:
+            return [name for name, said in scopes(manager).items() if "test_it_knows_what_is_run_for_a_while" in said]
+
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(sandbox.run, ["sleep", "1"], options=PRIVATE)
+            assert eventually(lambda: bool(known()))
+            assert done.result(10).returncode == 0
+        assert eventually(lambda: not known())
+
+    def test_what_it_refuses_of_a_run_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        refused = [("MemoryMax", Variant("s", "plenty"))]
+        monkeypatch.setattr("sandbox.cgroups.systemd.properties", lambda _resources: refused)
+        with pytest.raises(SandboxError, match="unit properties"):
+            sandbox.run(["sleep", "0.5"], options=PRIVATE)
+        with pytest.raises(SandboxError, match="unit properties"):
+            sandbox.start(command=["sleep", "inf"], options=PRIVATE)
 
     def test_its_processes_are_in_there(self, pod: RunningPod, manager: Manager) -> None:
         scope = manager.get(unit_of(pod), "Scope", "ControlGroup").value
