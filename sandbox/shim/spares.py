@@ -18,6 +18,8 @@ from .nursery import Nursery, Order, remove_cgroups
 
 #: A shim that starts one container will hardly start another; one that starts two goes on.
 _STARTS_BEFORE = 2
+#: Each costs the kernel half a megabyte, most of it for its network namespace.
+_MOST = 3
 
 
 class Reserve:
@@ -33,6 +35,10 @@ class Reserve:
         #: The scope is systemd's, and stays if the spare is dropped.
         self.held = order.held
         self._order = order
+
+    def is_beside(self, scope: str | None, *, held: bool) -> bool:
+        """Whether it lies where such pods do."""
+        return self.held == held and (held or os.path.dirname(self.scope or "") == os.path.dirname(scope or ""))
 
     def fits(self, plan: Plan, rootfs: Rootfs) -> bool:
         """Whether it can become this container."""
@@ -70,7 +76,7 @@ def remove_cgroup(cgroup: Cgroup) -> None:
 
 
 class Spares:
-    """At most one reserve at a time; the nursery makes it.
+    """A reserve for the next pod, and a few where pods follow one another faster than they are made; the nursery makes them.
 
     Where pods are held in systemd scopes, a reserve is made in a scope that has been placed and not taken yet; elsewhere
     in a directory beside the last pod's.
@@ -79,30 +85,34 @@ class Spares:
     def __init__(self, loop: Loop, space: str, idmap: IdMap, userns_fd: int) -> None:
         self._loop = loop
         self._nursery = Nursery(loop, space, idmap, userns_fd, self._made)
-        self._last: Shape | None = None
-        self._ready: Reserve | None = None
+        self._ready: list[Reserve] = []
+        #: How many are wanted at a time.
+        self._most = 1
         self._starts = 0
         self._number = 0
         self._pending = False
         self._places: list[str] = []
-        #: What the next reserve in a scope is to be like: all but the scope.
+        self._last: Shape | None = None
+        #: What the next ones are to be like; ``scope`` is that of the pod that they are like.
         self._wish: Order | None = None
 
     def take(self, grant: Mapping[str, Any] | None, *, held: bool = False) -> Reserve | None:
-        """The reserve, if its cgroup lies where ``grant`` wants the pod's; ``held``: in that very scope."""
+        """A reserve whose cgroup lies where ``grant`` wants the pod's; ``held``: in that very scope."""
         wanted = (grant or {}).get("v2")
         if held and self._nursery.works_in(wanted):
             self._nursery.finish()  # or two would make the same container's directories
         if wanted in self._places:
             self._places.remove(wanted)
-        reserve, self._ready = self._ready, None
+        for stranger in [reserve for reserve in self._ready if not reserve.is_beside(wanted, held=held)]:
+            self._ready.remove(stranger)
+            stranger.drop()
+        reserve = next((reserve for reserve in self._ready if not held or reserve.scope == wanted), None)
         if reserve is None:
+            if self._wish is not None:
+                self._most = min(self._most + 1, _MOST)
             return None
-        if held or reserve.held:
-            here = wanted == reserve.scope
-        else:
-            here = os.path.dirname(wanted or "") == os.path.dirname(reserve.scope or "")
-        if here and reserve.spare.alive:
+        self._ready.remove(reserve)
+        if reserve.spare.alive:
             return reserve
         reserve.drop()
         return None
@@ -117,46 +127,51 @@ class Spares:
         self, container: Container, scope: str | None, controllers: set[str], v1: Mapping[str, str], *, held: bool
     ) -> None:  # fmt: skip
         self._starts += 1
-        shape, self._last = self._last, finished.shape_of(container.plan, container.rootfs)
-        if self._starts < _STARTS_BEFORE or self._ready is not None or self._pending:
+        before, self._last = self._last, finished.shape_of(container.plan, container.rootfs)
+        if self._starts < _STARTS_BEFORE:
             return
-        order = Order(spares.template(container.plan), container.name, None, controllers, dict(v1), held)
-        if self._last == shape and not container.notify:  # the third may well be like the first two
-            order = order._replace(finished=finished.order(container.plan, container.rootfs))
-        if held:
-            self._wish = order
-            self._make_in_place()
-            return
-        self._number += 1
-        name = f"sandbox-spare{self._number}.scope"
-        path = f"{os.path.dirname(scope)}/{name}" if scope else None
-        self._pending = self._nursery.ask(order._replace(scope=path, v1=_beside(v1, name, container.name)))
+        self._wish = Order(spares.template(container.plan), container.name, scope, controllers, dict(v1), held)
+        if self._last != before:
+            self._most = 1
+        elif not container.notify:  # the third may well be like the first two
+            self._wish = self._wish._replace(finished=finished.order(container.plan, container.rootfs))
+        self._make()
 
     def place(self, scope: str) -> None:
         """There is a scope for the next pod."""
         self._places.append(scope)
-        self._make_in_place()
+        self._make()
 
-    def _make_in_place(self) -> None:
-        if self._wish is None or not self._places or self._ready is not None or self._pending:
+    def _make(self) -> None:
+        wish = self._wish
+        if wish is None or self._pending or len(self._ready) >= self._most:
             return
-        scope, wish, self._wish = self._places.pop(0), self._wish, None
-        v1 = _beside(wish.v1, os.path.basename(scope), wish.container)
-        self._pending = self._nursery.ask(wish._replace(scope=scope, v1=v1))
+        if wish.held:
+            if not self._places:
+                return
+            scope: str | None = self._places.pop(0)
+            name = os.path.basename(str(scope))
+        else:
+            self._number += 1
+            name = f"sandbox-spare{self._number}.scope"
+            scope = f"{os.path.dirname(wish.scope)}/{name}" if wish.scope else None
+        self._pending = self._nursery.ask(wish._replace(scope=scope, v1=_beside(wish.v1, name, wish.container)))
 
     def _made(self, order: Order, spare: spares.Spare | None) -> None:
         self._pending = False
         if spare is None:
+            self._wish = None  # until a container has been started without one
             return
-        self._ready = Reserve(spare, order)
+        self._ready.append(Reserve(spare, order))
+        self._make()
 
     def close(self) -> None:
         """No more spares are wanted."""
         self._pending = True
         self._nursery.close()
-        if self._ready is not None:
-            self._ready.drop()
-            self._ready = None
+        for reserve in self._ready:
+            reserve.drop()
+        self._ready.clear()
 
 
 def _beside(v1: Mapping[str, str], name: str, container: str) -> dict[str, str]:
