@@ -54,9 +54,9 @@ CASES = {
         "writable./dev": "ok", "usable.shm": "ok", "mounts./opt/free.type": "tmpfs",
     }),
     "limits": Case(
-        {"ulimits": {"nofile": (100, 200), "core": 0}, "sysctls": {"net.core.somaxconn": "99", "kernel.shmmax": "4096"},
+        {"ulimits": {"nofile": (100, 200), "core": 0}, "sysctls": {"net.ipv4.ip_default_ttl": "99", "kernel.shmmax": "4096"},
          "working_dir": "/new/directory", "oom_score_adj": 500, "env": {"OWN": "a b=c"}},
-        {"rlimits.RLIMIT_NOFILE": [100, 200], "rlimits.RLIMIT_CORE": [0, 0], "sysctls.net/core/somaxconn": "99",
+        {"rlimits.RLIMIT_NOFILE": [100, 200], "rlimits.RLIMIT_CORE": [0, 0], "sysctls.net/ipv4/ip_default_ttl": "99",
          "sysctls.kernel/shmmax": "4096", "identity.cwd": "/new/directory", "rights.oom_score_adj": "500",
          "identity.env.OWN": "a b=c"},
     ),

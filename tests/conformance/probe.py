@@ -26,7 +26,7 @@ PROC_PATHS = (
     "acpi asound bus fs interrupts irq kcore keys latency_stats sched_debug scsi sys sysrq-trigger timer_list"
 )
 SYSCTLS = (
-    "net/ipv4/ping_group_range net/ipv4/ip_unprivileged_port_start net/ipv4/ip_forward net/core/somaxconn "
+    "net/ipv4/ping_group_range net/ipv4/ip_unprivileged_port_start net/ipv4/ip_forward net/ipv4/ip_default_ttl "
     "kernel/shmmax kernel/msgmax fs/mqueue/msg_max kernel/hostname kernel/domainname"
 )
 PLACES = "/ /etc /usr /tmp /run /root /home /var /dev /sys /sys/fs/cgroup /in /out /data"
