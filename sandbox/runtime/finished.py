@@ -14,14 +14,14 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-from sandbox.linux import constants as c, netlink, syscalls
-from sandbox.linux.idmap import IdMap, write_map
+from sandbox.linux import constants as c, syscalls
+from sandbox.linux.idmap import IdMap
 
 from . import init, process, rootfs as roots, script, stub
-from .native import Launch, Placement, open_namespaces
+from .native import Placement
 from .plan import Plan, Shape
 from .rootfs import Rootfs
-from .spare import FLAGS, NAMESPACES, Spare, fits_namespaces, reset_signals
+from .spare import Spare, bear, enter, fits_namespaces
 from .steps import MountFilesystem
 
 #: Nanoseconds. Two changes of a directory that follow each other faster may have the same time (a tick of the kernel's).
@@ -53,12 +53,15 @@ def shape_of(plan: Plan, rootfs: Rootfs) -> Shape:
 
 
 def layers_state(rootfs: Rootfs) -> tuple[tuple[int, int, int], ...] | None:
-    """By which it is noticed that a directory below has changed; None if it has just done so.
+    """By which it is noticed that a directory below has changed; None if it has just done so, or cannot be looked at.
 
     Overlayfs does not want to have them changed while they are mounted. Only what was looked up already would be seen as it
     was, and that is what lies in them directly.
     """
-    states = [os.stat(layer) for overlay in rootfs.overlays for layer in overlay.layers]
+    try:
+        states = [os.stat(layer) for overlay in rootfs.overlays for layer in overlay.layers]
+    except OSError:
+        return None  # it is explained by who needs it
     if any(state.st_ctime_ns > time.time_ns() - _TICK for state in states):
         return None
     return tuple((state.st_dev, state.st_ino, state.st_ctime_ns) for state in states)
@@ -77,17 +80,10 @@ def fits(order: Order, plan: Plan, rootfs: Rootfs) -> bool:
 def make(order: Order, *, idmap: IdMap, userns_fd: int, stub_fd: int, scratch: str, placement: Placement) -> Spare:
     """Start to finish a container; it becomes a child of the caller's parent."""
     clones = roots.prepare(order.shape.rootfs, userns_fd)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        with theirs:
-            pid, pidfd = syscalls.clone3(FLAGS | c.CLONE_PARENT, 0, placement.cgroup_fd)
-            if pid == 0:
-                ours.close()
-                _finish(order.shape, clones, scratch, placement.v1_tasks, stub_fd, theirs)
-        write_map(pid, idmap)
-        spare = Spare(Launch(pid, pidfd, ours, open_namespaces(pid, NAMESPACES)), ())
-        ours.send(b"go")
-        return spare
+        return bear(
+            lambda channel: _finish(order.shape, clones, scratch, placement.v1_tasks, stub_fd, channel), (), idmap, placement
+        )
     finally:
         for fd in clones:
             os.close(fd)
@@ -111,14 +107,7 @@ def _finish(
     """From birth to the stub."""
     progress = init.Progress()
     try:
-        init.begin((), v1_tasks)
-        reset_signals()
-        init.await_go(channel)
-        init.own_identity()
-        netlink.loopback_up()
-        syscalls.unshare(c.CLONE_NEWCGROUP)
-        syscalls.mount(None, "/", None, c.MS_PRIVATE | c.MS_REC)
-        roots.mount_scratch(scratch, shape.rootfs.size)
+        enter(channel, v1_tasks, scratch, shape.rootfs.size)
         progress.doing = "make the root file system"
         scene = roots.assemble(shape.rootfs, clones, scratch, {})
         files = [os.open(place, os.O_WRONLY | os.O_CLOEXEC) for _, place in roots.places(shape.rootfs)]

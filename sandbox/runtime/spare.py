@@ -13,6 +13,7 @@ import pickle
 import select
 import signal
 import socket
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple, NoReturn
 
@@ -24,8 +25,8 @@ from .native import Launch, Placement, open_namespaces
 from .plan import Plan
 from .steps import Device, Mask, MountFilesystem, ReadOnly, Step, Symlink, Sysctl
 
-NAMESPACES = ("user", "mount", "pid", "network", "ipc", "uts")
-FLAGS = sum(c.NAMESPACES[kind][0] for kind in NAMESPACES)
+_NAMESPACES = ("user", "mount", "pid", "network", "ipc", "uts")
+_FLAGS = sum(c.NAMESPACES[kind][0] for kind in _NAMESPACES)
 _STAGES = ("/dev", "/proc", "/sys")
 #: An order must fit one message (SCM_MAX_FD is 253, the socket's buffer about 200 KiB); a larger one starts without a spare.
 _MOST_FDS = 200
@@ -69,7 +70,7 @@ class Spare(NamedTuple):
 
 def fits_namespaces(plan: Plan) -> bool:
     """Whether it wants just the namespaces that a spare has."""
-    return set(plan.namespaces) == {*NAMESPACES, "cgroup"} and not any(plan.namespaces.values())
+    return set(plan.namespaces) == {*_NAMESPACES, "cgroup"} and not any(plan.namespaces.values())
 
 
 def template(plan: Plan) -> tuple[Step, ...]:
@@ -100,14 +101,21 @@ def _below(path: str, stages: tuple[str, ...]) -> bool:
 
 def make(steps: tuple[Step, ...], *, idmap: IdMap, scratch: str, placement: Placement) -> Spare:
     """Start a spare that does ``steps``; it becomes a child of the caller's parent."""
+    return bear(lambda channel: _wait(steps, scratch, placement.v1_tasks, channel), steps, idmap, placement)
+
+
+def bear(
+    life: Callable[[socket.socket], NoReturn], steps: tuple[Step, ...], idmap: IdMap, placement: Placement
+) -> Spare:  # fmt: skip
+    """Start a process in new namespaces that waits for its ids to be mapped and then does ``steps``, or all: ``life``."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        pid, pidfd = syscalls.clone3(FLAGS | c.CLONE_PARENT, 0, placement.cgroup_fd)
+        pid, pidfd = syscalls.clone3(_FLAGS | c.CLONE_PARENT, 0, placement.cgroup_fd)
         if pid == 0:
             ours.close()
-            _wait(steps, scratch, placement.v1_tasks, theirs)
+            life(theirs)
     write_map(pid, idmap)
-    spare = Spare(Launch(pid, pidfd, ours, open_namespaces(pid, NAMESPACES)), steps)
+    spare = Spare(Launch(pid, pidfd, ours, open_namespaces(pid, _NAMESPACES)), steps)
     ours.send(b"go")
     return spare
 
@@ -130,14 +138,7 @@ def _wait(steps: tuple[Step, ...], scratch: str, v1_tasks: tuple[int, ...], chan
     """The spare's life: prepare, wait for the order, become the container's init."""
     progress = init.Progress()
     try:
-        init.begin((), v1_tasks)
-        reset_signals()
-        init.await_go(channel)
-        init.own_identity()
-        netlink.loopback_up()
-        syscalls.unshare(c.CLONE_NEWCGROUP)
-        syscalls.mount(None, "/", None, c.MS_PRIVATE | c.MS_REC)
-        roots.mount_scratch(scratch, None)
+        enter(channel, v1_tasks, scratch, None)
         scene = roots.stage(scratch)
         for step in steps:
             progress.doing = step.describe()
@@ -152,9 +153,16 @@ def _wait(steps: tuple[Step, ...], scratch: str, v1_tasks: tuple[int, ...], chan
         init.report(channel, error, progress)
 
 
-def reset_signals() -> None:
-    """The nursery ignores one, and children inherit that."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+def enter(channel: socket.socket, v1_tasks: tuple[int, ...], scratch: str, size: int | None) -> None:
+    """From birth to a scratch tmpfs in namespaces of one's own."""
+    init.begin((), v1_tasks)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the nursery ignores it
+    init.await_go(channel)
+    init.own_identity()
+    netlink.loopback_up()
+    syscalls.unshare(c.CLONE_NEWCGROUP)
+    syscalls.mount(None, "/", None, c.MS_PRIVATE | c.MS_REC)
+    roots.mount_scratch(scratch, size)
 
 
 def _receive(channel: socket.socket) -> init.Order:

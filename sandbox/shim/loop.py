@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import select
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -56,9 +57,16 @@ class Loop:
                     callback(events)
             self._fire()
             if self._idle and (not ready or self._idle[0][0] < time.monotonic()):
-                self._idle.popleft()[1]()
+                self._do_one_idle()
         while self._idle:
+            self._do_one_idle()
+
+    def _do_one_idle(self) -> None:
+        """Nobody is there to be told what goes wrong; all pods must not go with it."""
+        try:
             self._idle.popleft()[1]()
+        except Exception:  # noqa: BLE001
+            sys.excepthook(*sys.exc_info())
 
     def _patience(self) -> float | None:
         if self._idle:

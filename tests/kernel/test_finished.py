@@ -35,7 +35,7 @@ def waiting() -> set[int]:
 
 def until_waiting(start: Callable[[], Any], patience: float = 5.0) -> set[int]:
     """Start the same until one is finished ahead for the next."""
-    for part in (0.04, 0.08, 0.16, 0.24, 0.48):
+    for part in (0.04, 0.06, 0.1, 0.1, 0.15, 0.15, 0.2, 0.2):
         start()
         deadline = time.monotonic() + part * patience
         while time.monotonic() < deadline:
