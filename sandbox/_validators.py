@@ -111,15 +111,21 @@ def thaw(value: Any) -> Any:
 def named_errors(cls: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
     """What a converter raises becomes a ModelError with the field's name; a field_transformer for attrs."""
     return [
-        field.evolve(converter=_checked(cls.__name__, field.name, field.converter))
+        field.evolve(converter=_checked(cls.__name__, field.name, field.converter, field.default))
         if field.converter
         else field
         for field in fields
     ]
 
 
-def _checked(class_name: str, name: str, convert: Any) -> Callable[[Any], Any]:
+def _checked(class_name: str, name: str, convert: Any, default: Any) -> Callable[[Any], Any]:
+    """Most fields of most models are left out, so a default is not converted each time: it is written as it is stored."""
+    usual = object() if default is attrs.NOTHING else default
+    assert default is attrs.NOTHING or convert(default) == default
+
     def run(value: Any) -> Any:
+        if value is usual:
+            return value
         try:
             return convert(value)
         except ModelError:
@@ -219,11 +225,15 @@ def words(value: str | Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
     return tuple(_word(item) for item in _iterable(value))
 
 
-def _word(value: str | os.PathLike[str]) -> str:
+def _word(value: Any) -> str:
+    if isinstance(value, str):
+        return text(value)
     return text(os.fspath(value)) if isinstance(value, os.PathLike) else text(value)
 
 
 def _iterable(value: Any) -> Iterable[Any]:
+    if isinstance(value, (list, tuple)):
+        return value  # nearly always; to ask abstract classes takes longer than all the rest
     if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
         raise TypeError("expected a list")
     return value

@@ -7,7 +7,6 @@ no image looked up. Change one with :func:`attrs.evolve`; :mod:`sandbox.pods` br
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -45,11 +44,12 @@ _HOOKS = frozenset({
 
 def _image(value: Any) -> Any:
     """A reference, or an image that is made; a path object always stays recognisable as a path."""
+    if isinstance(value, str):
+        return v.any_path(value)
     if callable(getattr(value, "resolve_image", None)):
         return value
     reference = v.any_path(value)
-    bare = isinstance(value, os.PathLike) and not reference.startswith(("/", "./", "../"))
-    return f"./{reference}" if bare else reference
+    return reference if reference.startswith(("/", "./", "../")) else f"./{reference}"
 
 
 def _resources(value: Resources | Mapping[str, Any]) -> Resources:
@@ -296,8 +296,9 @@ class Pod:
         self._check_shared()
 
     def _check_names(self) -> None:
-        for name in self.names:
-            if self.names.count(name) > 1:
+        names = self.names
+        for name in names:
+            if names.count(name) > 1:
                 raise model_error(self, "containers", name, "two containers have this name")
 
     def _check_order(self) -> None:
@@ -309,7 +310,8 @@ class Pod:
                         f"container {container.name!r} waits for one that does not exist",
                         class_name="Container", field="after", value=name, hint=hint,
                     )  # fmt: skip
-        if cycle := _cycle({container.name: container.after for container in self.containers}):
+        waits_for = {container.name: container.after for container in self.containers}
+        if any(waits_for.values()) and (cycle := _cycle(waits_for)):
             raise model_error(
                 self, "containers", self.names, f"they wait for each other: {' → '.join(cycle)}"
             )
@@ -382,6 +384,7 @@ def _names_of(model: type) -> frozenset[str]:
 
 _CONTAINER, _POD = _names_of(Container), _names_of(Pod) - {"containers"}
 _RESOURCES, _SECURITY = _names_of(Resources), _names_of(Security)
+_KNOWN = _CONTAINER | _POD | _RESOURCES | _SECURITY
 #: With one container these are the pod's: a container's own value would only shadow it.
 _OF_THE_POD = frozenset({"hostname", "network", "volumes"})
 
@@ -405,13 +408,12 @@ def as_pod(subject: Pod | Container | Iterable[Container] | None = None, /, **ch
 
 
 def _check_known(changes: Mapping[str, Any]) -> None:
-    known = _CONTAINER | _POD | _RESOURCES | _SECURITY
     for name, value in changes.items():
-        if name not in known:
+        if name not in _KNOWN:
             import difflib
 
-            close = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+            close = difflib.get_close_matches(name, sorted(_KNOWN), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(_KNOWN))}"
             raise ModelError("there is no such field", class_name="Pod", field=name, value=value, hint=hint)
 
 
