@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import os
 import stat
 from pathlib import Path
@@ -25,6 +27,10 @@ __all__ = ["resolve"]
 _SIGNS_OF_A_ROOT = ("bin", "sbin", "usr", "etc", "lib", "nix", "proc", "dev", "init")
 
 
+#: To make a Path takes longer than to look at what it names, and each start of a pod comes through here.
+_path = functools.lru_cache(maxsize=128)(Path)
+
+
 def resolve(
     reference: Reference, store: Store, *, pull: str | None = None, lock: str | os.PathLike[str] | None = None
 ) -> Image:  # fmt: skip
@@ -34,7 +40,7 @@ def resolve(
     :raises ImageNotFound: nothing is there
     :raises ImageError: it is neither a root file system nor an OCI layout nor an image archive
     """
-    path = Path(reference.path)
+    path = str(_path(reference.path))
     status = _status(reference, path)
     if reference.transport == "path" and stat.S_ISREG(status.st_mode):
         from sandbox.images import archive
@@ -42,13 +48,15 @@ def resolve(
         return archive.resolve(reference, store)
     if not stat.S_ISDIR(status.st_mode):
         raise _error(reference, "not a directory", "write dir:PATH with the directory of a root file system")
-    if (path / "oci-layout").is_file():
+    if _is_file(f"{path}/oci-layout"):
         return _layout(reference, store)
-    if reference.transport == "path" and any((path / name).is_file() for name in ("Dockerfile", "Containerfile")):
+    if reference.transport == "path" and any(
+        _is_file(f"{path}/{name}") for name in ("Dockerfile", "Containerfile")
+    ):
         builder = find_builder("build")
         assert builder is not None
         return builder.resolve(reference, store, pull=pull, lock=lock)
-    return _root(reference, path.resolve())
+    return _root(reference, os.path.realpath(path))
 
 
 def _layout(reference: Reference, store: Store) -> Image:
@@ -59,30 +67,41 @@ def _layout(reference: Reference, store: Store) -> Image:
     return layout.resolve(attrs.evolve(reference, transport="oci"), store)
 
 
-def _root(reference: Reference, path: Path) -> Image:
+def _root(reference: Reference, path: str) -> Image:
     """One layer; files of a root file system made by root carry container ids, a user's own are the user's."""
-    if not any(os.path.lexists(path / name) for name in _SIGNS_OF_A_ROOT):
+    if not any(os.path.lexists(f"{path}/{name}") for name in _SIGNS_OF_A_ROOT):
         hint = f"a root file system has directories like {', '.join(_SIGNS_OF_A_ROOT[:4])}"
         raise _error(reference, "this directory does not look like a root file system", hint)
-    return Image(reference.text, "dir", layers=(path,), config=empty_config(), id_mapped=is_privileged())
+    return Image(
+        reference.text, "dir", layers=(_path(path),), config=empty_config(), id_mapped=is_privileged()
+    )
 
 
-def _status(reference: Reference, path: Path) -> os.stat_result:
+def _is_file(path: str) -> bool:
     try:
-        return path.stat()
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        return False
+
+
+def _status(reference: Reference, path: str) -> os.stat_result:
+    try:
+        return os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageNotFound(
             operation="find image",
             object=reference.text,
-            path=path,
+            path=Path(path),
             errno=error.errno,
-            hint=f"relative paths start at the current directory, {Path.cwd()}"
-            if not path.is_absolute()
-            else None,
+            hint=None
+            if os.path.isabs(path)
+            else f"relative paths start at the current directory, {Path.cwd()}",
         ) from error
     except OSError as error:
         raise ImageError(
-            operation="find image", object=reference.text, path=path, errno=error.errno
+            operation="find image", object=reference.text, path=Path(path), errno=error.errno
         ) from error
 
 

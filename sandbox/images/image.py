@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
-from sandbox.images.merged import read_file
+from sandbox.images.merged import read_files
 
 if TYPE_CHECKING:
     from sandbox.oci.image import ImageConfig  # noqa: TC004 - attrs does not evaluate annotations
@@ -59,9 +59,6 @@ class Image:
 
         :raises ImageError: one of them is not a regular file, cannot be read or is larger than 4 MiB
         """
-        return UserFiles(passwd=self._text("/etc/passwd"), group=self._text("/etc/group"))
-
-    def _text(self, path: str) -> str:
         roots = self.layers if self.kind != "host" else (Path("/"), *self.layers)
-        content = read_file(roots, path, limit=USER_FILE_LIMIT, image=self.reference)
-        return (content or b"").decode("utf-8", "surrogateescape")
+        files = read_files(roots, ("/etc/passwd", "/etc/group"), limit=USER_FILE_LIMIT, image=self.reference)
+        return UserFiles(*((content or b"").decode("utf-8", "surrogateescape") for content in files))

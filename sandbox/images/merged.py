@@ -1,4 +1,4 @@
-"""Read a file as an overlay of directories would show it, without mounting anything.
+"""Read files as an overlay of directories would show them, without mounting anything.
 
 Nothing here trusts the directories: links are resolved by hand and inside the merged root only, every step is
 taken with ``O_NOFOLLOW`` relative to a directory descriptor, and only regular files are opened.
@@ -10,13 +10,12 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from sandbox.errors import ImageError
 
-__all__ = ["read_file"]
+__all__ = ["read_files"]
 
 _OPAQUE = "user.overlay.opaque"
 _LINK_LIMIT = 40  # as the kernel, path_resolution(7)
@@ -37,50 +36,61 @@ class _Leaf(NamedTuple):
     mode: int
 
 
-def read_file(roots: Sequence[Path], path: str, *, limit: int, image: str) -> bytes | None:
-    """Content of a file of a merged root.
+def read_files(roots: Sequence[Path], paths: Sequence[str], *, limit: int, image: str) -> list[bytes | None]:
+    """Contents of files of a merged root.
 
     :param roots: the directories, lowest first
-    :param path: path inside the merged root; links in it are followed inside that root
-    :param limit: size in bytes above which the file is refused
+    :param paths: paths inside the merged root; links in them are followed inside that root
+    :param limit: size in bytes above which a file is refused
     :param image: name of the image, for errors
-    :returns: ``None`` if there is no such file
-    :raises ImageError: it is no regular file, is too large, is behind too many links or may not be read
+    :returns: ``None`` for a file that is not there
+    :raises ImageError: one is no regular file, is too large, is behind too many links or may not be read
     """
-    with ExitStack() as descriptors:
-        try:
-            leaf = _Walk(roots, descriptors).find(path)
-            return None if leaf is None else _read(leaf, limit)
-        except OSError as error:
-            raise ImageError(
-                operation="read from image", object=image, path=path, errno=error.errno, cause=_cause(error)
-            ) from error
+    path, found = paths[0], []
+    descriptors: list[int] = []
+    try:
+        walk = _Walk(roots, descriptors)
+        for path in paths:
+            leaf = walk.find(path)
+            found.append(None if leaf is None else _read(leaf, limit))
+    except OSError as error:
+        raise ImageError(
+            operation="read from image", object=image, path=path, errno=error.errno, cause=_cause(error)
+        ) from error
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return found
 
 
 class _Walk:
-    """One path resolution; its descriptors live as long as the stack that it was given."""
+    """Path resolution; its descriptors last until whoever gave the list closes what is in it."""
 
-    def __init__(self, roots: Sequence[Path], descriptors: ExitStack) -> None:
+    def __init__(self, roots: Sequence[Path], descriptors: list[int]) -> None:
         self._descriptors = descriptors
         self._root = tuple(self._keep(os.open(root, _DIRECTORY & ~os.O_NOFOLLOW)) for root in reversed(roots))
-        self._trail = [self._root]
+        #: What was entered: the files that are read lie in the same directory.
+        self._entered: dict[tuple[_Directory, str], _Directory] = {}
+        self._trail: list[_Directory] = []
         self._todo: list[str] = []
         self._links = 0
 
     def find(self, path: str) -> _Leaf | None:
         """Where the file is; ``None`` if it or a directory on the way does not exist."""
-        self._todo = path.split("/")[::-1]
+        self._trail, self._todo, self._links = [self._root], path.split("/")[::-1], 0
         while self._todo:
             name = self._todo.pop()
             if name == "..":
                 self._trail = self._trail[:-1] or [self._root]
             elif name not in ("", "."):
-                found = self._step(self._trail[-1], name)
+                step = self._trail[-1], name
+                found = self._entered.get(step) or self._step(*step)
                 if isinstance(found, _Leaf) and stat.S_ISLNK(found.mode):
                     self._follow(found)
                 elif isinstance(found, _Leaf):
                     return None if any(self._todo) else found
                 elif found:
+                    self._entered[step] = found
                     self._trail.append(found)
                 else:
                     return None
@@ -98,7 +108,7 @@ class _Walk:
     def _step(self, directory: _Directory, name: str) -> _Leaf | _Directory:
         """What ``name`` is in a merged directory: a leaf, a merged directory, or ``()`` for nothing."""
         found: list[int] = []
-        for parent in directory:
+        for depth, parent in enumerate(directory, 1):
             try:
                 status = os.stat(name, dir_fd=parent, follow_symlinks=False)
             except FileNotFoundError:
@@ -107,12 +117,12 @@ class _Walk:
                 hidden = bool(found) or (stat.S_ISCHR(status.st_mode) and status.st_rdev == 0)
                 return tuple(found) if hidden else _Leaf(parent, name, status.st_mode)
             found.append(self._keep(os.open(name, _DIRECTORY, dir_fd=parent)))
-            if _is_opaque(found[-1]):
-                break
+            if depth < len(directory) and _is_opaque(found[-1]):
+                break  # nothing of what lies below shows
         return tuple(found)
 
     def _keep(self, descriptor: int) -> int:
-        self._descriptors.callback(os.close, descriptor)
+        self._descriptors.append(descriptor)
         return descriptor
 
 

@@ -7,6 +7,7 @@ registry names, the grammar of the distribution project: ``[HOST[:PORT]/]NAME[:T
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 
@@ -87,6 +88,12 @@ def parse(text: str, transports: Iterable[str] = ()) -> Reference:
     :raises ImageError: it is no reference; an unknown transport is answered with the known ones
     """
     _check_text(text)
+    return _parsed(text, tuple(transports))
+
+
+@functools.lru_cache(maxsize=128)
+def _parsed(text: str, transports: tuple[str, ...]) -> Reference:
+    """Each start of a pod parses its references, and they are few."""
     if text == "host":
         return Reference(text, "host")
     if _is_path(text):
