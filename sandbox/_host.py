@@ -6,24 +6,29 @@ import os
 import stat
 from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 from sandbox.linux.idmap import IdMap, IdRange, is_privileged, nested
-from sandbox.oci import DeviceNumbers, Host
+from sandbox.oci import DeviceNumbers
 from sandbox.oci.runtime import LinuxIdMapping
 
 
 @cache
-def facts(idmap: IdMap, run_dir: str) -> Host:
-    """Everything that stays the same for a shim's life."""
+def facts(idmap: IdMap, run_dir: str) -> dict[str, Any]:
+    """Everything that stays the same for a shim's life, as arguments of :class:`sandbox.oci.Host`. Not to be changed."""
     privileged = is_privileged()
     pod_map = idmap if privileged else nested(idmap)
     release = os.uname().release.split(".")
-    return Host(
-        rootless=not privileged, uid_mappings=_mappings(pod_map.uids), gid_mappings=_mappings(pod_map.gids),
-        machine=os.uname().machine, kernel=(int(release[0]), int("".join(filter(str.isdigit, release[1])))),
-        memory_total=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), cpu_count=os.cpu_count() or 1,
-        run_dir=run_dir,
-    )  # fmt: skip
+    return {
+        "rootless": not privileged,
+        "uid_mappings": _mappings(pod_map.uids),
+        "gid_mappings": _mappings(pod_map.gids),
+        "machine": os.uname().machine,
+        "kernel": (int(release[0]), int("".join(filter(str.isdigit, release[1])))),
+        "memory_total": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "cpu_count": os.cpu_count() or 1,
+        "run_dir": run_dir,
+    }
 
 
 def _mappings(ranges: Iterable[IdRange]) -> tuple[LinuxIdMapping, ...]:

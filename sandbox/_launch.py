@@ -53,10 +53,14 @@ class Options:
     @classmethod
     def from_environment(cls) -> Options:
         """``SANDBOX_ENGINE``, ``_CGROUPS``, ``_SYSTEMD``, ``_STORE``, ``_PULL`` and ``_LOCK`` (a path, or ``none``)."""
-        given = {field.name: os.environ.get(f"SANDBOX_{field.name.upper()}") for field in attrs.fields(cls)}
-        if given["lock"] == "none":
+        given = {name: value for name, variable in _VARIABLES.items() if (value := os.environ.get(variable))}
+        if given.get("lock") == "none":
             del given["lock"]
-        return cls(**{name: value for name, value in given.items() if value})
+        return cls(**given)
+
+
+#: Those of the environment that options come from, by field.
+_VARIABLES = {field.name: f"SANDBOX_{field.name.upper()}" for field in attrs.fields(Options)}
 
 
 @attrs.frozen
@@ -83,9 +87,8 @@ class Preparation:
         self._grant: cgroups.Grant | None = None
         self._resources: dict[str, Any] = {}
         self._declaration = cgroups.Declaration()
-        self._host = attrs.evolve(
-            _host.facts(shim.idmap, shim.directory.space), pod_id=self.id, devices=_host.device_numbers(_devices(pod)),
-        )  # fmt: skip
+        facts = _host.facts(shim.idmap, shim.directory.space)
+        self._host = oci.Host(**facts, pod_id=self.id, devices=_host.device_numbers(_devices(pod)))
 
     def pod_document(self) -> dict[str, Any]:
         """The pod part of the request. Raises :class:`LimitNotEnforceable`."""
@@ -189,7 +192,7 @@ class Preparation:
             if mount.create and mount.source:
                 os.makedirs(mount.source, exist_ok=True)
         notify = f"sandbox/{self.id}/{container.name}" if container.notify or wants_notify(container.ready) else None
-        spec, profile = _document(oci.to_spec(container, self.pod, image.config, self._host, users=_Users(image)))
+        spec, profile = self._document(container, image)
         self._share_memory(spec)
         self._without_unenforceable(container, spec)
         if "pids" not in self._giver.controllers():
@@ -203,6 +206,16 @@ class Preparation:
         if profile is not None:
             self._add_filter(message, profile)
         return Prepared(container, image, spec, message)
+
+    def _document(self, container: Container, image: Image) -> tuple[dict[str, Any], _seccomp.Compiled | None]:
+        """The spec as plain values. Its seccomp profile, which is most of it, is taken from what was made before."""
+        spec = oci.to_spec(container, self.pod, image.config, self._host, users=_Users(image), seccomp=False)
+        document, profile = oci.to_dict(spec), oci.seccomp_of(container, self._host)
+        if profile is None:
+            return document, None
+        compiled = _seccomp.compiled(profile)
+        document["linux"]["seccomp"] = compiled.document
+        return document, compiled
 
     def _image(self, container: Container) -> Image:
         if isinstance(container.image, str):
@@ -246,17 +259,6 @@ class Preparation:
         if profile.digest not in self.shim.known_filters:
             message["seccomp_profile"] = profile.document
             message["seccomp_program"] = base64.b64encode(profile.program).decode()
-
-
-def _document(spec: oci.Spec) -> tuple[dict[str, Any], _seccomp.Compiled | None]:
-    """The spec as plain values. Its seccomp profile, which is most of it, is taken from what was made before."""
-    profile = spec.linux.seccomp if spec.linux else None
-    if spec.linux is None or profile is None:
-        return oci.to_dict(spec), None
-    document = oci.to_dict(attrs.evolve(spec, linux=attrs.evolve(spec.linux, seccomp=None)))
-    compiled = _seccomp.compiled(profile)
-    document["linux"]["seccomp"] = compiled.document
-    return document, compiled
 
 
 class _Users:

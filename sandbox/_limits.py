@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -175,5 +176,9 @@ class Security:
     def effective_capabilities(self) -> tuple[str, ...]:
         """The capabilities that a program started as root has, in the kernel's order."""
         if self.privileged:
-            return capabilities.resolve(("ALL",), (), self.cap_drop)
-        return capabilities.resolve(self.capabilities, self.cap_add, self.cap_drop)
+            return _effective(("ALL",), (), self.cap_drop)
+        return _effective(self.capabilities, self.cap_add, self.cap_drop)
+
+
+#: Asked twice for each container that is started, which nearly all have the same ones.
+_effective = functools.lru_cache(maxsize=64)(capabilities.resolve)

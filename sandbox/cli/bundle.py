@@ -74,7 +74,7 @@ def _document(image: Image, command: list[str], *, tty: bool) -> dict[str, Any]:
     defaults = image.config.config
     own = (defaults.entrypoint or defaults.cmd) if defaults else None
     container = Container("main", image=image.reference, command=command or (None if own else ["sh"]), tty=tty)
-    host = _host.facts(host_map(), "/run/sandbox")
+    host = oci.Host(**_host.facts(host_map(), "/run/sandbox"))
     users = UserDatabase(image.users.passwd, image.users.group)
     spec = oci.to_dict(oci.to_spec(container, Pod([container]), image.config, host, users=users))
     linux = spec["linux"]

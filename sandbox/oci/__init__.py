@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sandbox.oci.host import DeviceNumbers, Host
     from sandbox.oci.image import Descriptor, ImageConfig, Index, Manifest
     from sandbox.oci.runtime import Spec
-    from sandbox.oci.translate import etc_hosts, resources_to_oci, stop_signal, to_spec
+    from sandbox.oci.translate import etc_hosts, resources_to_oci, seccomp_of, stop_signal, to_spec
 
 __all__ = [
     "Descriptor",
@@ -38,6 +38,7 @@ __all__ = [
     "load_manifest",
     "loads",
     "resources_to_oci",
+    "seccomp_of",
     "stop_signal",
     "to_dict",
     "to_spec",
@@ -91,7 +92,7 @@ _HOMES = {
     "host": ("DeviceNumbers", "Host"),
     "image": ("Descriptor", "ImageConfig", "Index", "Manifest"),
     "runtime": ("Spec",),
-    "translate": ("etc_hosts", "resources_to_oci", "stop_signal", "to_spec"),
+    "translate": ("etc_hosts", "resources_to_oci", "seccomp_of", "stop_signal", "to_spec"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sandbox.errors import SandboxError
 from sandbox.oci.host import Host
@@ -34,18 +34,16 @@ def resources_to_oci(resources: Resources, host: Host, *, pids: int | None = Non
     :param pids: the limit on processes if ``resources`` has none
     :raises SandboxError: a share of the host's memory, or a block device, that ``host`` knows nothing about
     """
-    found = LinuxResources(
-        memory=_memory(resources, host),
-        cpu=_cpu(resources, host),
-        pids=_pids(resources.pids if resources.pids is not None else pids),
-        block_io=_block_io(resources, host),
-        hugepage_limits=tuple(
-            LinuxHugepageLimit(page_size=size, limit=limit) for size, limit in resources.hugepages.items()
-        )
-        or None,
-        unified=_unified(resources, host),
-    )
-    return None if found == LinuxResources() else found
+    found = {
+        "memory": _memory(resources, host),
+        "cpu": _cpu(resources, host),
+        "pids": _pids(resources.pids if resources.pids is not None else pids),
+        "block_io": _block_io(resources, host),
+        "hugepage_limits": _hugepage_limits(resources),
+        "unified": _unified(resources, host),
+    }
+    asked: dict[str, Any] = {member: value for member, value in found.items() if value is not None}
+    return LinuxResources(**asked) if asked else None
 
 
 def amount(value: int | Percent, host: Host) -> int:
@@ -73,6 +71,8 @@ def _memory(resources: Resources, host: Host) -> LinuxMemory | None:
 
 
 def _cpu(resources: Resources, host: Host) -> LinuxCPU | None:
+    if resources.cpus is None and resources.cpu_weight is None:
+        return None
     found = LinuxCPU()
     if resources.cpus is not None:
         quota = max(round(resources.cpus * CPU_PERIOD), _MIN_QUOTA)
@@ -93,6 +93,14 @@ def _unified(resources: Resources, host: Host) -> dict[str, str] | None:
 
 def _pids(limit: int | None) -> LinuxPids | None:
     return None if limit is None else LinuxPids(limit=limit)
+
+
+def _hugepage_limits(resources: Resources) -> tuple[LinuxHugepageLimit, ...] | None:
+    if not resources.hugepages:
+        return None
+    return tuple(
+        LinuxHugepageLimit(page_size=size, limit=limit) for size, limit in resources.hugepages.items()
+    )
 
 
 def _block_io(resources: Resources, host: Host) -> LinuxBlockIO | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -45,24 +46,32 @@ def mapped(ident: int, mappings: tuple[LinuxIdMapping, ...]) -> bool:
 
 def mounts(container: models.Container, host: Host, *, host_network: bool) -> tuple[Mount, ...]:
     """All mounts of a container, in the order in which they are made: parents before children."""
+    terminals = mapped(_TTY_GROUP, host.gid_mappings)
+    standard = _standard(terminals, host_network, container.security.privileged)
     asked = [_asked(mount, host) for mount in container.mounts] + [
         _device(item) for item in container.devices
     ]
+    if not asked:
+        return standard
     targets = {mount.destination for mount in asked}
-    standard = [
-        mount
-        for mount in _standard(host, host_network, container.security.privileged)
-        if mount.destination not in targets
-    ]
+    kept = (mount for mount in standard if mount.destination not in targets)
     # Stable: what was asked for later and lies equally deep comes later.
-    return (*standard, *sorted(asked, key=lambda mount: mount.destination.count("/")))
+    return (*kept, *sorted(asked, key=lambda mount: mount.destination.count("/")))
 
 
-def _standard(host: Host, host_network: bool, privileged: bool) -> Iterator[Mount]:
-    """The file systems that every Linux program expects (config-linux.md, "Default Filesystems")."""
+@functools.cache
+def _standard(terminals: bool, host_network: bool, privileged: bool) -> tuple[Mount, ...]:
+    """The file systems that every Linux program expects (config-linux.md, "Default Filesystems").
+
+    :param terminals: whether their group exists in the pod's user namespace
+    """
+    return tuple(_make_standard(terminals, host_network, privileged))
+
+
+def _make_standard(terminals: bool, host_network: bool, privileged: bool) -> Iterator[Mount]:
     yield _make("/proc", "proc", "nosuid", "noexec", "nodev")
     yield _make("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k")
-    yield _make("/dev/pts", "devpts", "nosuid", "noexec", *_pts_options(host))
+    yield _make("/dev/pts", "devpts", "nosuid", "noexec", *_pts_options(terminals))
     yield _make("/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777", "size=65536k", source="shm")
     yield _make("/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev")
     yield _sys(host_network, privileged)
@@ -74,8 +83,8 @@ def _make(target: str, kind: str, *options: str, source: str | None = None) -> M
     return Mount(destination=target, type=kind, source=source or kind, options=options)
 
 
-def _pts_options(host: Host) -> list[str]:
-    group = [f"gid={_TTY_GROUP}"] if mapped(_TTY_GROUP, host.gid_mappings) else []
+def _pts_options(terminals: bool) -> list[str]:
+    group = [f"gid={_TTY_GROUP}"] if terminals else []
     return ["newinstance", "ptmxmode=0666", "mode=0620", *group]
 
 

@@ -30,7 +30,7 @@ from sandbox.oci.seccomp_profile import default_profile
 if TYPE_CHECKING:
     from sandbox.models import Container, Pod
 
-__all__ = ["etc_hosts", "resources_to_oci", "stop_signal", "to_spec"]
+__all__ = ["etc_hosts", "resources_to_oci", "seccomp_of", "stop_signal", "to_spec"]
 
 #: The oldest version that has the members we write: crun refuses versions that are newer than itself.
 OCI_VERSION = "1.0.2"
@@ -41,7 +41,8 @@ DEFAULT_UMASK = 0o022
 ANNOTATION_INIT = "io.pytest-sandbox.init"
 
 _INFINITY = 2**64 - 1
-_NAMESPACES = ("user", "mount", "pid", "ipc", "uts", "cgroup")
+_NAMESPACES = tuple(LinuxNamespace(type=kind) for kind in ("user", "mount", "pid", "ipc", "uts", "cgroup"))
+_NETWORK = LinuxNamespace(type="network")
 
 
 class UserEntry(Protocol):
@@ -94,6 +95,7 @@ def to_spec(
     host: Host,
     *,
     users: Users | None = None,
+    seccomp: bool = True,
 ) -> Spec:
     """The runtime configuration of one container of a pod.
 
@@ -102,6 +104,7 @@ def to_spec(
 
     :param image_config: the image's configuration, if it has one
     :param users: the image's users and groups
+    :param seccomp: false leaves ``linux.seccomp`` out; :func:`seccomp_of` is what it would be
     :raises SandboxError: no command, or something that must be known and is not
     :raises UserNotFound: the user or a group does not exist in the image, or not in the pod's user namespace
     """
@@ -117,7 +120,7 @@ def to_spec(
         mounts=_mounts.mounts(container, host, host_network=network == "host"),
         hooks=_hooks(container),
         annotations=_annotations(container) or None,
-        linux=_linux(container, pod, host, network),
+        linux=_linux(container, pod, host, network, seccomp=seccomp),
     )
 
 
@@ -260,20 +263,19 @@ def _rlimits(container: Container) -> Iterator[POSIXRlimit]:
         )
 
 
-def _linux(container: Container, pod: Pod, host: Host, network: str) -> Linux:
+def _linux(container: Container, pod: Pod, host: Host, network: str, *, seccomp: bool) -> Linux:
     security = container.security
     masked = () if security.privileged else _mounts.MASKED_PATHS
     readonly = () if security.privileged else _mounts.READONLY_PATHS
     pids = DEFAULT_PIDS if pod.resources.pids is None else None
-    kinds = (*_NAMESPACES, "network") if network != "host" else _NAMESPACES
     return Linux(
         uid_mappings=host.uid_mappings,
         gid_mappings=host.gid_mappings,
         sysctl=_sysctls(container, pod, host, network) or None,
         resources=resources_to_oci(container.resources, host, pids=pids),
         cgroups_path=f"{host.cgroup_parent}/{host.pod_id}/{container.name}",
-        namespaces=tuple(LinuxNamespace(type=kind) for kind in kinds),
-        seccomp=_seccomp(container, host),
+        namespaces=(*_NAMESPACES, _NETWORK) if network != "host" else _NAMESPACES,
+        seccomp=seccomp_of(container, host) if seccomp else None,
         rootfs_propagation="private",
         masked_paths=masked if security.masked_paths is None else security.masked_paths,
         readonly_paths=readonly if security.readonly_paths is None else security.readonly_paths,
@@ -290,7 +292,12 @@ def _sysctls(container: Container, pod: Pod, host: Host, network: str) -> dict[s
     return {**found, **pod.sysctls, **container.sysctls}
 
 
-def _seccomp(container: Container, host: Host) -> LinuxSeccomp | None:
+def seccomp_of(container: Container, host: Host) -> LinuxSeccomp | None:
+    """``linux.seccomp`` of a container: the default profile (the same object for the same capabilities), its own, or none.
+
+    :raises SpecError: its own is none
+    :raises UnsupportedFeature: it has members that no runtime knows
+    """
     security = container.security
     if security.privileged or security.seccomp == "unconfined":
         return None
