@@ -5,9 +5,9 @@ from __future__ import annotations
 import atexit
 import base64
 import contextlib
+import functools
 import os
 import re
-import secrets
 import warnings
 from typing import Any
 
@@ -23,6 +23,11 @@ from sandbox.probes import wants_notify
 from sandbox.shim.client import OwnShim, shutdown
 
 _DEFAULT_PROCESSES = 4096
+#: Limits of a model and who enforces them.
+_CONTROLLERS = (
+    ("memory", "memory"), ("swap", "memory"), ("cpus", "cpu"), ("cpu_weight", "cpu"), ("pids", "pids"), ("io", "io"),
+    ("hugepages", "hugetlb"),
+)  # fmt: skip
 #: Members of ``linux.resources`` and who enforces them.
 _MEMBERS = {"memory": "memory", "cpu": "cpu", "pids": "pids", "blockIO": "io", "hugepageLimits": "hugetlb"}
 #: The volume for /dev/shm; no volume of a model can have a dot in its name.
@@ -82,13 +87,18 @@ class Preparation:
         self.shim = shim
         self.pod = pod
         self.options = options
-        self.id = f"{pod.name or 'pod'}-{secrets.token_hex(4)}"
+        self.id = f"{pod.name or 'pod'}-{os.urandom(4).hex()}"
         self._giver = cgroups.choose(options.cgroups, options.systemd)
         self._grant: cgroups.Grant | None = None
         self._resources: dict[str, Any] = {}
         self._declaration = cgroups.Declaration()
         facts = _host.facts(shim.idmap, shim.directory.space)
         self._host = oci.Host(**facts, pod_id=self.id, devices=_host.device_numbers(_devices(pod)))
+
+    @functools.cached_property
+    def _able(self) -> frozenset[str]:
+        """The controllers that limits can count on."""
+        return self._giver.controllers()
 
     def pod_document(self) -> dict[str, Any]:
         """The pod part of the request. Raises :class:`LimitNotEnforceable`."""
@@ -154,21 +164,18 @@ class Preparation:
 
     def _check_limits(self) -> None:
         """A limit that nobody here can keep is refused before anything exists."""
-        able = self._giver.controllers()
         owners: list[Pod | Container] = [self.pod, *self.pod.containers]
-        for owner in owners:
-            for field, controller in (("memory", "memory"), ("swap", "memory"), ("cpus", "cpu"), ("cpu_weight", "cpu"),
-                                      ("pids", "pids"), ("io", "io"), ("hugepages", "hugetlb")):  # fmt: skip
-                value = getattr(owner.resources, field)
-                if value and controller not in able and value != -1:
-                    self._refuse_limit(field, controller, value, best_effort=owner.resources.best_effort)
+        for resources in (owner.resources for owner in owners):
+            for field, controller in _CONTROLLERS:
+                value = getattr(resources, field)
+                if value and value != -1 and controller not in self._able:
+                    self._refuse_limit(field, controller, value, best_effort=resources.best_effort)
 
     def _without_unenforceable(self, container: Container, spec: dict[str, Any]) -> None:
         """Leave out of the document what was warned about: an engine would refuse it."""
         if container.resources.best_effort:
-            able = self._giver.controllers()
             for member, controller in _MEMBERS.items():
-                if controller not in able:
+                if controller not in self._able:
                     spec["linux"].get("resources", {}).pop(member, None)
 
     def _refuse_limit(self, field: str, controller: str, value: Any, *, best_effort: bool) -> None:
@@ -177,7 +184,7 @@ class Preparation:
             operation="limit", object=f"{field}={value}", controller=controller, limit=f"{field}={value}",
             detail=f"the cgroup controller `{controller}` is not available here",
             cause=reason or f"cgroups come from `{self._giver.name}`, which has "
-                            f"{', '.join(sorted(self._giver.controllers())) or 'no controllers'}",
+                            f"{', '.join(sorted(self._able)) or 'no controllers'}",
             hint="run as root or with a delegated cgroup (see `sandbox doctor`), or pass best_effort=True to go without",
         )  # fmt: skip
         if not best_effort:
@@ -195,7 +202,7 @@ class Preparation:
         spec, profile = self._document(container, image)
         self._share_memory(spec)
         self._without_unenforceable(container, spec)
-        if "pids" not in self._giver.controllers():
+        if "pids" not in self._able:
             self._default_pids_as_rlimit(container, spec)
         if notify:
             spec["process"]["env"].append(f"NOTIFY_SOCKET=@{notify}")

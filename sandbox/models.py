@@ -302,6 +302,9 @@ class Pod:
                 raise model_error(self, "containers", name, "two containers have this name")
 
     def _check_order(self) -> None:
+        waits_for = {container.name: container.after for container in self.containers}
+        if not any(waits_for.values()):
+            return
         for container in self.containers:
             for name in container.after:
                 if name not in self.names:
@@ -310,8 +313,7 @@ class Pod:
                         f"container {container.name!r} waits for one that does not exist",
                         class_name="Container", field="after", value=name, hint=hint,
                     )  # fmt: skip
-        waits_for = {container.name: container.after for container in self.containers}
-        if any(waits_for.values()) and (cycle := _cycle(waits_for)):
+        if cycle := _cycle(waits_for):
             raise model_error(
                 self, "containers", self.names, f"they wait for each other: {' → '.join(cycle)}"
             )
@@ -418,6 +420,8 @@ def _check_known(changes: Mapping[str, Any]) -> None:
 
 
 def _pod_of_one(container: Container | None, changes: dict[str, Any]) -> Pod:
+    if _OF_THE_POD.isdisjoint(changes):
+        return Pod([_with_parts(container, changes)])
     own = {name: value for name, value in changes.items() if name not in _OF_THE_POD}
     pod = {name: value for name, value in changes.items() if name in _OF_THE_POD}
     shadows: dict[str, Any] = {name: None for name in pod if name in _CONTAINER}
@@ -432,12 +436,14 @@ def _with_parts(container: Container | None, changes: dict[str, Any]) -> Contain
     """
     own = {name: value for name, value in changes.items() if name in _CONTAINER}
     base = Container(**own) if container is None else attrs.evolve(container, **own) if own else container
+    if len(own) == len(changes):
+        return base
     parts = {
         part: attrs.evolve(getattr(base, part), **values)
         for part, names in (("resources", _RESOURCES), ("security", _SECURITY))
         if (values := {name: value for name, value in changes.items() if name in names})
     }
-    return attrs.evolve(base, **parts) if parts else base
+    return attrs.evolve(base, **parts)
 
 
 def _changed_pod(pod: Pod, changes: dict[str, Any]) -> Pod:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from typing import TYPE_CHECKING, Protocol, cast
@@ -44,6 +45,8 @@ _MODULES = {
 _BUILDERS = frozenset({"build", "path"})
 
 _registered: dict[str, Source] = {}
+
+_module = functools.cache(importlib.import_module)
 
 
 class Source(Protocol):
@@ -103,11 +106,11 @@ def known_transports() -> tuple[str, ...]:
 
 def find_builder(transport: str) -> Builder | None:
     """The source for a transport, if it asks registries for the images that it builds on."""
-    return cast("Builder", importlib.import_module(_MODULES[transport])) if transport in _BUILDERS else None
+    return cast("Builder", _module(_MODULES[transport])) if transport in _BUILDERS else None
 
 
 def find_source(transport: str) -> Source:
     """The source for a transport, imported if it is one of our own."""
     if transport in _registered:
         return _registered[transport]
-    return cast("Source", importlib.import_module(_MODULES[transport]))
+    return cast("Source", _module(_MODULES[transport]))

@@ -43,6 +43,8 @@ ANNOTATION_INIT = "io.pytest-sandbox.init"
 _INFINITY = 2**64 - 1
 _NAMESPACES = tuple(LinuxNamespace(type=kind) for kind in ("user", "mount", "pid", "ipc", "uts", "cgroup"))
 _NETWORK = LinuxNamespace(type="network")
+#: Of an image that sets nothing.
+_NO_DEFAULTS = ExecutionConfig()
 
 
 class UserEntry(Protocol):
@@ -109,7 +111,7 @@ def to_spec(
     :raises UserNotFound: the user or a group does not exist in the image, or not in the pod's user namespace
     """
     _check_read(container)
-    defaults = (image_config.config if image_config else None) or ExecutionConfig()
+    defaults = (image_config.config if image_config else None) or _NO_DEFAULTS
     network = container.network or pod.network
     hostname = container.hostname or pod.hostname or pod.name or host.pod_id
     return Spec(
