@@ -101,7 +101,7 @@ class Process:
 
     def __init__(
         self, args: Sequence[str], conversation: Conversation, streams: Streams, signal_it: Callable[[bool, int], None],
-        *, started: bool = True,
+        *, started: bool = True, files: bool = True,
     ) -> None:  # fmt: skip
         self.args = list(args)
         self.returncode: int | None = None
@@ -116,7 +116,9 @@ class Process:
         #: Process id as the shim sees it, not the container's own number for it; None if nobody waited to hear of it.
         self.pid: int | None = message.get("pid")
         self.terminal: int | None = fds[0] if fds else None
-        self.stdin, self.stdout, self.stderr = streams.files()
+        # Who communicates reads the descriptors themselves, and file objects take longer to make and close than that.
+        opened: list[IO[Any] | None] = streams.files() if files else [None] * 3
+        self.stdin, self.stdout, self.stderr = opened
 
     def fileno(self) -> int:
         """For poll(2): readable when it has ended and nobody has waited for it yet."""
