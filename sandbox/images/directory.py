@@ -56,7 +56,7 @@ def resolve(
         builder = find_builder("build")
         assert builder is not None
         return builder.resolve(reference, store, pull=pull, lock=lock)
-    return _root(reference, os.path.realpath(path))
+    return _root(reference, _real(path))
 
 
 def _layout(reference: Reference, store: Store) -> Image:
@@ -75,6 +75,18 @@ def _root(reference: Reference, path: str) -> Image:
     return Image(
         reference.text, "dir", layers=(_path(path),), config=empty_config(), id_mapped=is_privileged()
     )
+
+
+def _real(path: str) -> str:
+    """As realpath(3), which takes twice as long to find out that there are no links on the way, as nearly always."""
+    if not path.startswith("/") or path.startswith("//") or ".." in path:
+        return os.path.realpath(path)
+    above = ""
+    for name in path[1:].split("/"):
+        above = f"{above}/{name}"
+        if os.path.islink(above):
+            return os.path.realpath(path)
+    return path
 
 
 def _is_file(path: str) -> bool:
