@@ -34,16 +34,24 @@ def resources_to_oci(resources: Resources, host: Host, *, pids: int | None = Non
     :param pids: the limit on processes if ``resources`` has none
     :raises SandboxError: a share of the host's memory, or a block device, that ``host`` knows nothing about
     """
-    found = {
-        "memory": _memory(resources, host),
-        "cpu": _cpu(resources, host),
-        "pids": _pids(resources.pids if resources.pids is not None else pids),
-        "block_io": _block_io(resources, host),
-        "hugepage_limits": _hugepage_limits(resources),
-        "unified": _unified(resources, host),
-    }
-    asked: dict[str, Any] = {member: value for member, value in found.items() if value is not None}
-    return LinuxResources(**asked) if asked else None
+    pids = pids if resources.pids is None else resources.pids
+    found: dict[str, Any] = {}
+    if resources.memory is not None:
+        found["memory"] = _memory(resources.memory, resources, host)
+    if cpu := _cpu(resources, host):
+        found["cpu"] = cpu
+    if pids is not None:
+        found["pids"] = LinuxPids(limit=pids)
+    if resources.io:
+        found["block_io"] = _block_io(resources, host)
+    if resources.hugepages:
+        found["hugepage_limits"] = tuple(
+            LinuxHugepageLimit(page_size=size, limit=limit) for size, limit in resources.hugepages.items()
+        )
+    if resources.cpu_weight is not None and host.cgroup_version != 1:
+        # In cgroup2's own words: the legacy members cannot say it exactly.
+        found["unified"] = {"cpu.weight": str(resources.cpu_weight)}
+    return LinuxResources(**found) if found else None
 
 
 def amount(value: int | Percent, host: Host) -> int:
@@ -59,10 +67,8 @@ def amount(value: int | Percent, host: Host) -> int:
     return value.of(host.memory_total)
 
 
-def _memory(resources: Resources, host: Host) -> LinuxMemory | None:
-    if resources.memory is None:
-        return None
-    limit = amount(resources.memory, host)
+def _memory(memory: int | Percent, resources: Resources, host: Host) -> LinuxMemory:
+    limit = amount(memory, host)
     if resources.swap is None:
         return LinuxMemory(limit=limit)
     if resources.swap == _UNLIMITED:
@@ -71,41 +77,16 @@ def _memory(resources: Resources, host: Host) -> LinuxMemory | None:
 
 
 def _cpu(resources: Resources, host: Host) -> LinuxCPU | None:
-    if resources.cpus is None and resources.cpu_weight is None:
-        return None
-    found = LinuxCPU()
+    found: dict[str, Any] = {}
     if resources.cpus is not None:
-        quota = max(round(resources.cpus * CPU_PERIOD), _MIN_QUOTA)
-        found = LinuxCPU(quota=quota, period=CPU_PERIOD)
+        found = {"quota": max(round(resources.cpus * CPU_PERIOD), _MIN_QUOTA), "period": CPU_PERIOD}
     if resources.cpu_weight is not None and host.cgroup_version == 1:
         # The defaults of both hierarchies, 100 and 1024, mean the same.
-        shares = max(2, round(resources.cpu_weight * 1024 / 100))
-        found = LinuxCPU(quota=found.quota, period=found.period, shares=shares)
-    return None if found == LinuxCPU() else found
+        found["shares"] = max(2, round(resources.cpu_weight * 1024 / 100))
+    return LinuxCPU(**found) if found else None
 
 
-def _unified(resources: Resources, host: Host) -> dict[str, str] | None:
-    """Said in cgroup2's own words where the legacy members cannot say it exactly."""
-    if resources.cpu_weight is None or host.cgroup_version == 1:
-        return None
-    return {"cpu.weight": str(resources.cpu_weight)}
-
-
-def _pids(limit: int | None) -> LinuxPids | None:
-    return None if limit is None else LinuxPids(limit=limit)
-
-
-def _hugepage_limits(resources: Resources) -> tuple[LinuxHugepageLimit, ...] | None:
-    if not resources.hugepages:
-        return None
-    return tuple(
-        LinuxHugepageLimit(page_size=size, limit=limit) for size, limit in resources.hugepages.items()
-    )
-
-
-def _block_io(resources: Resources, host: Host) -> LinuxBlockIO | None:
-    if not resources.io:
-        return None
+def _block_io(resources: Resources, host: Host) -> LinuxBlockIO:
     return LinuxBlockIO(
         throttle_read_bps_device=_throttles(resources, host, "read_bps"),
         throttle_write_bps_device=_throttles(resources, host, "write_bps"),
