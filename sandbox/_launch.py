@@ -13,9 +13,9 @@ from typing import Any
 
 import attrs
 
-from sandbox import _host, _seccomp, cgroups, oci
+from sandbox import _host, _seccomp, cgroups, images, oci
 from sandbox.errors import LimitNotEnforceable, SandboxError
-from sandbox.images import Image, resolve
+from sandbox.images import Image
 from sandbox.linux.users import UserDatabase
 from sandbox.models import Container, Pod, read_files
 from sandbox.oci.limits import amount
@@ -228,7 +228,7 @@ class Preparation:
         if isinstance(container.image, str):
             options = self.options
             pull = container.pull or options.pull
-            return resolve(container.image, store=options.store, pull=pull, lock=options.lock or "none")
+            return images.resolve(container.image, store=options.store, pull=pull, lock=options.lock or "none")
         made: Image = container.image.resolve_image(self.options)
         return made
 
