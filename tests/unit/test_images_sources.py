@@ -63,6 +63,47 @@ def test_a_directory(tmp_path: Path, store: Store) -> None:
     assert image.users.group == ""
 
 
+def test_a_directory_is_looked_at_anew_each_time(tmp_path: Path, store: Store) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name / "etc").mkdir(parents=True)
+    link, reference = tmp_path / "link", f"dir:{tmp_path}/link"
+    link.symlink_to("first")
+    image = resolve(reference, store=store)
+    assert (image.layers, image.users.passwd) == ((tmp_path / "first",), "")
+    (tmp_path / "first/etc/passwd").write_text("a:x:1:1::/:/bin/sh\n")
+    assert resolve(reference, store=store).users.passwd == "a:x:1:1::/:/bin/sh\n"
+    link.unlink()
+    link.symlink_to(tmp_path / "second")
+    assert resolve(reference, store=store).layers == (tmp_path / "second",)
+    link.unlink()
+    (tmp_path / "first").rename(link)
+    assert resolve(reference, store=store).layers == (link,)
+    (link / "oci-layout").write_text("{}")
+    with pytest.raises(ImageError, match="this is an OCI image layout"):
+        resolve(reference, store=store)
+    (link / "oci-layout").unlink()
+    (link / "etc/passwd").unlink()
+    (link / "etc").rmdir()
+    with pytest.raises(ImageError, match="does not look like a root file system"):
+        resolve(reference, store=store)
+
+
+@pytest.mark.parametrize(
+    "way", ["a/link/b/rootfs", "a/../a/link/b/rootfs", "a/real/b/", "a/absolute", "a//real/./b"]
+)
+def test_a_directory_is_where_all_links_lead(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    real = tmp_path / "a/real/b"
+    (real / "bin").mkdir(parents=True)
+    (real / "rootfs").symlink_to(".")
+    (tmp_path / "a/link").symlink_to("real")
+    (tmp_path / "a/absolute").symlink_to(tmp_path / "a/link/b")
+    monkeypatch.chdir(tmp_path)
+    for reference in (f"dir:{tmp_path}/{way}", f"dir:{way}", f"./{way}"):
+        assert resolve(reference, store=store).layers == (real,)
+
+
 def test_paths_mean_what_is_there(
     tmp_path: Path, store: Store, layout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

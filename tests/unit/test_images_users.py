@@ -50,6 +50,23 @@ def test_user_files_of_the_merged_root(store: Store, layers: list[list[make.Memb
     assert image_of(store, *layers).users.passwd == expected
 
 
+def test_both_files_are_found_by_their_own_ways(store: Store) -> None:
+    image = image_of(
+        store,
+        [make.directory("usr/etc"), make.file("usr/etc/group", "g:x:1:\n"), make.file("usr/passwd", "old")],
+        [
+            make.symlink("etc", "usr/etc"),
+            make.symlink("usr/etc/passwd", "../passwd"),
+            make.file("usr/passwd", PASSWD),
+        ],
+    )
+    assert (image.users.passwd, image.users.group) == (PASSWD, "g:x:1:\n")
+
+
+def test_an_image_without_layers_has_no_users(store: Store) -> None:
+    assert Image("test", "layers", layers=(), config=resolve("host", store=store).config).users.passwd == ""
+
+
 @pytest.mark.parametrize(
     ("members", "complaint"),
     [

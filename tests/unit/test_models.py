@@ -261,6 +261,11 @@ def test_paths_on_the_host_are_absolute_from_the_start(
 
 def test_frozen_dict() -> None:
     one = FrozenDict({"a": 1, "b": 2})
+    assert (list(one.keys()), list(one.values()), list(one.items())) == (
+        ["a", "b"],
+        [1, 2],
+        [("a", 1), ("b", 2)],
+    )
     assert one == {"b": 2, "a": 1} == one
     assert hash(one) == hash(FrozenDict([("b", 2), ("a", 1)]))
     assert one | {"a": 3} == {"a": 3, "b": 2}

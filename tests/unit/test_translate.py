@@ -219,6 +219,31 @@ def test_paths_and_seccomp_can_be_replaced() -> None:
     assert document(read_only_root=True)["root"] == {"path": "rootfs", "readonly": True}
 
 
+@pytest.mark.parametrize(
+    "security",
+    [{}, {"cap_add": ["sys_admin"]}, {"seccomp": "unconfined"}, {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}},
+     {"privileged": True}],
+)  # fmt: skip
+def test_seccomp_can_be_left_out_and_asked_for_by_itself(security: dict[str, Any]) -> None:
+    pod = as_pod(command=["true"], security=security)
+    container = pod.containers[0]
+    whole = oci.to_spec(container, pod, None, HOST)
+    without = oci.to_spec(container, pod, None, HOST, seccomp=False)
+    profile = oci.seccomp_of(container, HOST)
+    assert whole.linux is not None
+    assert without.linux is not None
+    assert without.linux.seccomp is None
+    assert whole == attrs.evolve(without, linux=attrs.evolve(without.linux, seccomp=profile))
+
+
+def test_documents_do_not_share_what_can_be_changed() -> None:
+    first, second = document(), document()
+    for part in (first["mounts"], first["linux"]["namespaces"], first["process"]["capabilities"]["bounding"]):
+        part.clear()
+    document()["mounts"][0]["options"].append("changed")
+    assert document() == second
+
+
 def test_seccomp_profiles_with_conditions_are_refused() -> None:
     profile = {
         "defaultAction": "SCMP_ACT_ERRNO",
