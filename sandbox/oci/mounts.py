@@ -41,7 +41,10 @@ _PROPAGATIONS = frozenset({"shared", "slave", "private", "unbindable", "rshared"
 
 def mapped(ident: int, mappings: tuple[LinuxIdMapping, ...]) -> bool:
     """Whether an id of the container exists in its user namespace."""
-    return any(m.container_id <= ident < m.container_id + m.size for m in mappings)
+    for m in mappings:  # noqa: SIM110 - asked several times for each start, of one or two ranges
+        if m.container_id <= ident < m.container_id + m.size:
+            return True
+    return False
 
 
 def mounts(container: models.Container, host: Host, *, host_network: bool) -> tuple[Mount, ...]:
