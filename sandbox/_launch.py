@@ -276,7 +276,11 @@ class _Users:
 
     def lookup(self, user: str) -> Any:
         files = self._image.users
-        return UserDatabase(files.passwd, files.group).lookup(user)
+        return _database(files.passwd, files.group).lookup(user)
+
+
+#: The files are read for each container, and rarely say something new. Few are kept: an image may have a thousand users.
+_database = functools.lru_cache(maxsize=4)(UserDatabase)
 
 
 def _size(value: Any, host: oci.Host) -> int | None:
