@@ -78,7 +78,9 @@ def read_document(blobs: Blobs, digest: str, size: int | None, *, limit: int, im
     algorithm, _, value = digest.partition(":")
     try:
         with blobs.open(f"blobs/{algorithm}/{value}") as file:
-            content = file.read(limit + 1)
+            content = file.read((limit if size is None else size) + 1)
+            if size is not None and len(content) > size:
+                content += file.read(limit - size)
     except OSError as error:
         raise missing(image, what, digest, error) from error
     if len(content) > limit:

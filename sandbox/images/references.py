@@ -107,6 +107,7 @@ def _parsed(text: str, transports: tuple[str, ...]) -> Reference:
     return _with_transport(text, transport, rest)
 
 
+@functools.lru_cache(maxsize=128)
 def parse_registry_name(text: str, name: str | None = None) -> Reference:
     """Take a docker-style name apart: ``postgres:16`` is ``docker.io/library/postgres:16``.
 

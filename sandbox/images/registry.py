@@ -66,13 +66,13 @@ def _stored(reference: Reference, store: Store, *, healed: bool) -> Image | None
     from sandbox.images.stored import Images
 
     images = Images(store)
-    found = images.look_up(reference.canonical)
-    if found is None and not reference.digest:
-        found = images.look_up(reference.text)
-    if found is None:
+    start = images.start_of(reference.canonical)
+    if start is None and not reference.digest:
+        start = images.start_of(reference.text)
+    if start is None:
         return None
     try:
-        return Manifests(store.blobs, reference.text, store).image(found.start)
+        return Manifests(store.blobs, reference.text, store).image(start)
     except ImageError as error:
         if healed and error.errno == errno.ENOENT:
             return None

@@ -165,7 +165,8 @@ class Store:
         """Each layer by itself. Those that are missing are unpacked in parallel."""
         names = [self._name(blob) for blob in blobs]
         self.places.use(*(f"layers/{name}" for name in names))
-        missing = {name: blob for name, blob in zip(names, blobs, strict=True) if self._find(name) is None}
+        found = {name: self._find(name) for name in names}
+        missing = {name: blob for name, blob in zip(names, blobs, strict=True) if found[name] is None}
         if len(missing) == 1:
             for name, blob in missing.items():
                 self._make(name, blob, ())
@@ -178,7 +179,7 @@ class Store:
                     except BaseException:
                         workers.shutdown(wait=True, cancel_futures=True)
                         raise
-        return [self._load(name) for name in names]
+        return [found[name] or self._load(name) for name in names]
 
     def _with_parents(self, blobs: Sequence[LayerBlob], below: Sequence[Layer]) -> Layer:
         """A layer whose implicit directories look like those of the layers below: it depends on all of them."""
@@ -200,10 +201,11 @@ class Store:
             return None
 
     def _load(self, name: str) -> Layer:
-        home = self.root / "layers" / name
-        facts = json.loads((home / "layer.json").read_bytes())
+        home = f"{self.root}/layers/{name}"
+        with open(f"{home}/layer.json", "rb") as file:
+            facts = json.loads(file.read())
         return Layer(
-            path=home / "diff",
+            path=Path(home, "diff"),
             entries=facts["entries"],
             size=facts["size"],
             skipped=tuple(facts["skipped"]),

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sandbox.images.blobs import Blobs
-    from sandbox.images.references import Reference
     from sandbox.images.store import Store
 
 __all__ = ["Images", "StoredImage", "not_here"]
@@ -184,14 +183,16 @@ class Images:
 
     def look_up(self, text: str) -> StoredImage | None:
         """As :meth:`find`, but ``None`` if there is none."""
-        try:
-            reference = parse_registry_name(text)
-        except ImageError:
-            reference = None
-        digest = self._named(reference) if reference is not None else None
+        digest = self._meaning(text)
+        return self.get(digest) if digest is not None else self._by_id(text)
+
+    def start_of(self, text: str) -> Descriptor | None:
+        """Where the image that :meth:`look_up` finds starts. Each container asks, so what it is called is not read up."""
+        digest = self._meaning(text)
         if digest is not None:
-            return self.get(digest)
-        return self._by_id(text, match[1]) if (match := _ID.fullmatch(text)) else None
+            return self._start(digest, self._record(self._path(digest)) or {}, text)
+        found = self._by_id(text)
+        return found.start if found is not None else None
 
     def lacking(self, image: StoredImage) -> tuple[Descriptor, ...]:
         """Its blobs that are not here: layers as they came are forgotten if ``SANDBOX_KEEP_BLOBS`` says so."""
@@ -223,17 +224,23 @@ class Images:
     # -- finding
     # -------------------------------------------------------------------------------------------------------
 
-    def _named(self, reference: Reference) -> str | None:
+    def _meaning(self, text: str) -> str | None:
         """What a name means here. With a digest, the digest decides: a tag beside it may have moved on."""
+        try:
+            reference = parse_registry_name(text)
+        except ImageError:
+            return None
         if not reference.digest:
             return self.names.get(reference.canonical)
         return reference.digest if self._record(self._path(reference.digest)) else None
 
-    def _by_id(self, text: str, digits: str) -> StoredImage | None:
+    def _by_id(self, text: str) -> StoredImage | None:
+        if (match := _ID.fullmatch(text)) is None:
+            return None
         found = {
             each.digest: each
             for each in self.items()
-            if any(known.partition(":")[2].startswith(digits) for known in (each.digest, each.id))
+            if any(known.partition(":")[2].startswith(match[1]) for known in (each.digest, each.id))
         }
         if len(found) > 1:
             raise ImageNotFound(

@@ -90,6 +90,7 @@ def test_an_image_is_copied_and_found_by_every_name_of_it(store: Store, tmp_path
         copied.id[7:19],
     ):
         assert images.find(text) == copied, text
+        assert images.start_of(text) == copied.start, text
     assert [each.digest for each in images.items()] == [start.digest]
     assert next(images.names.items()).digest == start.digest
     assert [blob.diff_id for blob in images.layer_blobs(copied)] == [make.sha256(LOW), make.sha256(HIGH)]
@@ -108,6 +109,7 @@ def test_a_name_moves_and_goes(store: Store, tmp_path: Path) -> None:
     assert images.names.remove("docker.io/library/x:1")
     assert not images.names.remove("docker.io/library/x:1")
     assert images.look_up("x:1") is None
+    assert images.start_of("x:1") is None
     with pytest.raises(ImageNotFound, match="there is: nothing"):
         images.find("x:1")
 
