@@ -92,7 +92,28 @@ def decode(data: bytes, text: bool) -> AnyText:
     return data.decode("utf-8", "backslashreplace") if text else data
 
 
-class Process:
+class WithStreams:
+    """What has our ends of the standard streams of a program."""
+
+    _streams: Streams
+
+    @property
+    def stdin(self) -> IO[Any] | None:
+        """Its standard input, if that is a pipe."""
+        return self._streams.file(0)
+
+    @property
+    def stdout(self) -> IO[Any] | None:
+        """Its standard output, if that is a pipe."""
+        return self._streams.file(1)
+
+    @property
+    def stderr(self) -> IO[Any] | None:
+        """Its standard error, if that is a pipe."""
+        return self._streams.file(2)
+
+
+class Process(WithStreams):
     """A program running in a container, like :class:`subprocess.Popen`.
 
     ``stdin``, ``stdout`` and ``stderr`` are file objects for the streams that are pipes (text unless ``text=False``);
@@ -101,7 +122,7 @@ class Process:
 
     def __init__(
         self, args: Sequence[str], conversation: Conversation, streams: Streams, signal_it: Callable[[bool, int], None],
-        *, started: bool = True, files: bool = True,
+        *, started: bool = True,
     ) -> None:  # fmt: skip
         self.args = list(args)
         self.returncode: int | None = None
@@ -116,9 +137,6 @@ class Process:
         #: Process id as the shim sees it, not the container's own number for it; None if nobody waited to hear of it.
         self.pid: int | None = message.get("pid")
         self.terminal: int | None = fds[0] if fds else None
-        # Who communicates reads the descriptors themselves, and file objects take longer to make and close than that.
-        opened: list[IO[Any] | None] = streams.files() if files else [None] * 3
-        self.stdin, self.stdout, self.stderr = opened
 
     def fileno(self) -> int:
         """For poll(2): readable when it has ended and nobody has waited for it yet."""
@@ -249,16 +267,16 @@ class Streams:
             return fd
         return stream if isinstance(stream, int) else int(stream.fileno())
 
-    def files(self) -> list[IO[Any] | None]:
-        """File objects for our ends of pipes."""
-        for number, fd in enumerate(self._ours):
-            if fd >= 0 and self._files[number] is None:
-                mode = ("w" if number == 0 else "r") + ("" if self._text else "b")
-                options: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"} if self._text else {}
-                if number == 0:
-                    options["buffering"] = 1 if self._text else 0
-                self._files[number] = os.fdopen(fd, mode, **options)
-        return self._files
+    def file(self, number: int) -> IO[Any] | None:
+        """A file object for our end of a pipe; made when somebody wants one, for it takes longer than to read a little."""
+        fd = self._ours[number]
+        if fd >= 0 and self._files[number] is None:
+            mode = ("w" if number == 0 else "r") + ("" if self._text else "b")
+            options: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"} if self._text else {}
+            if number == 0:
+                options["buffering"] = 1 if self._text else 0
+            self._files[number] = os.fdopen(fd, mode, **options)
+        return self._files[number]
 
     def text(self, data: bytes) -> AnyText:
         """As the caller wants it."""

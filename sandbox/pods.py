@@ -222,7 +222,7 @@ def run(
     with conversation, contextlib.closing(streams):
         try:
             preparation.declare(later=True)
-            process = Process(args, conversation, streams, _no_signals, started=False, files=False)
+            process = Process(args, conversation, streams, _no_signals, started=False)
             out, err = process.communicate(input, timeout)
             preparation.settle(over=True)
         except TimeoutExpired:

@@ -176,15 +176,18 @@ class Cgroup:
 
     def totals(self) -> dict[str, int]:
         """What of it makes sense when nothing runs in it any more: sums and peaks."""
-        found: dict[str, int] = {}
+        found = self.cpu()
         if self.v2:
-            found.update(_cpu(flat_keyed(read(f"{self.v2}/cpu.stat"))))
             found.update(_io(read(f"{self.v2}/io.stat")))
         for controller, (v1_file, v2_file) in _PEAKS.items():
             directory, file = (self.v1[controller], v1_file) if controller in self.v1 else (self.v2, v2_file)
             if directory:
                 found.update(_number(directory, file, f"{controller}_peak"))
         return found
+
+    def cpu(self) -> dict[str, int]:
+        """Of that the time, which every cgroup knows."""
+        return dict(_cpu(flat_keyed(read(f"{self.v2}/cpu.stat")))) if self.v2 else {}
 
     def pressure(self, resource: str) -> dict[str, float]:
         """PSI of ``cpu``, ``memory`` or ``io``: some_avg10 … full_total (stall shares in percent, totals in µs)."""

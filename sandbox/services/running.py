@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from sandbox._process import AnyText, Streams, signal_value
+from sandbox._process import AnyText, Streams, WithStreams, signal_value
 from sandbox.errors import PodStateError, SandboxError, TimeoutExpired
 from sandbox.services.ending import Ending, ServiceResult, ServiceUsage, gather
 from sandbox.services.managers import errors_of_systemd
@@ -129,7 +129,7 @@ class Watched:
         self._subscription.close()
 
 
-class RunningService:
+class RunningService(WithStreams):
     """A service that was started; :func:`sandbox.start_service` makes one.
 
     A context manager: leaving it stops the service and takes its unit away. ``stdin``, ``stdout`` and ``stderr`` are file
@@ -151,7 +151,6 @@ class RunningService:
         self._lost: SandboxError | None = None
         self._closers: list[Callable[[], None]] = []
         self._closed = False
-        self.stdin, self.stdout, self.stderr = streams.files()
         self._watcher = threading.Thread(target=self._watch, name=f"watch {self.unit}", daemon=True)
         self._watcher.start()
 

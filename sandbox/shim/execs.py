@@ -51,7 +51,7 @@ class Execs:
     ) -> Exec:  # fmt: skip
         leaf = container.exec_leaf()
         mark = leaf is None
-        used_before = leaf.statistics() if leaf else {}
+        used_before = leaf.cpu() if leaf else {}
         launch = self._launch(container, program, message.get("user"), leaf, fds, mark=mark)
         child = Child(self._world.loop, launch, leaf)
         running = Exec(str(message["exec"]), container, child, mark)
@@ -112,7 +112,7 @@ class Execs:
         made = container.spawner
         if made is None or not made.can_take(program):
             return None
-        used_before = made.leaf.statistics()
+        used_before = made.leaf.cpu()
 
         def over() -> None:
             _tell(running, used_before, answers)
@@ -152,7 +152,7 @@ def _tell(running: Exec, used_before: dict[str, int], answers: Answers) -> None:
     if child.failure is not None:
         answers.finish({"error": child.failure.facts})
         return
-    used = child.cgroup.statistics() if child.cgroup else {}
+    used = child.cgroup.cpu() if child.cgroup else {}
     usage = child.usage | {name: value - used_before.get(name, 0) for name, value in used.items()}
     kills = container.cgroup.oom_kills() if container.cgroup else 0
     answers.finish({"event": "exited", "returncode": child.returncode, "usage": usage, "started": child.started,
