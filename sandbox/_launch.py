@@ -125,18 +125,20 @@ class Preparation:
             with contextlib.suppress(SandboxError):  # it has ended, and what it held with it
                 self.shim.call("scope.give_back", v2=self._grant.v2)
 
-    def declare(self, *, later: bool = False) -> None:
+    def declare(self, *, brief: bool = False) -> None:
         """Tell who keeps the cgroup what is in it; to be called when the shim has been asked, so that nobody waits for it.
 
-        ``later``: only if there is still a pod when the start is over.
+        What cannot be refused, because nothing is limited, is told some milliseconds later, if there is still a pod by then;
+        and so is all of it if that may be so short a time (``brief``).
         """
+        later = brief or not self._resources
         self._declaration = self._giver.declare(self.shim, self._grant, self._resources, self._description(), later=later)
 
     def settle(self, *, over: bool = False) -> None:
-        """Wait until who keeps the cgroup knows what is in it; ``over``: if it was told. Raises what it refused."""
+        """Wait until who keeps the cgroup has accepted its limits; ``over``: if it was told. Raises what it refused."""
         if over:
             self._declaration.over()
-        else:
+        elif self._resources:
             self._declaration.wait()
 
     def _description(self) -> str:

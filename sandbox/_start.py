@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sandbox._container import RunningContainer
-from sandbox._launch import Prepared, start_error
+from sandbox._launch import Preparation, Prepared, start_error
 from sandbox.errors import SandboxError
 from sandbox.probes import wait_ready
 
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 _LOG_LINES = 20
 
 
-def start_all(pod: RunningPod, prepared: Sequence[Prepared]) -> None:
-    """Start every container and wait until it is ready; the first error ends it all."""
-    if len(prepared) == 1:
-        _start_one(pod, prepared[0])
+def start_all(pod: RunningPod, preparation: Preparation, prepared: Sequence[Prepared]) -> None:
+    """Make the pod, start every container and wait until it is ready; the first error ends it all."""
+    document = preparation.pod_document()
+    if len(prepared) == 1:  # the shim can make both at once
+        _start_one(pod, prepared[0], document, preparation.declare)
         return
+    pod.shim.call("pod.create", pod=document)
+    preparation.declare()
     ready = {item.container.name: threading.Event() for item in prepared}
     failed = threading.Event()
     with ThreadPoolExecutor(len(prepared), thread_name_prefix="sandbox-start") as pool:
@@ -66,14 +69,18 @@ def _in_turn(
     for name in item.container.after:
         ready[name].wait()
     if not failed.is_set():
-        _start_one(pod, item)
+        _start_one(pod, item, pod.id)
         ready[item.container.name].set()
 
 
-def _start_one(pod: RunningPod, item: Prepared) -> None:
+def _start_one(
+    pod: RunningPod, item: Prepared, place: str | dict[str, Any], meanwhile: Callable[[], None] = lambda: None
+) -> None:  # fmt: skip
+    """Start a container in its pod (``place``: the id, or the document of one that is not there yet)."""
     container = RunningContainer(pod, item)
     try:
-        with pod.shim.ask("container.start", {**item.message, "pod": pod.id, "stdio": "log"}) as conversation:
+        with pod.shim.ask("container.start", {**item.message, "pod": place, "stdio": "log"}) as conversation:
+            meanwhile()
             container.started(*conversation.answer())
     except SandboxError as error:
         raise start_error(error, container.name) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from socket import AF_INET, AF_INET6, SOCK_STREAM, socket as Socket  # noqa: N812 - `socket` is a method here
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +15,7 @@ from sandbox._launch import Options, Preparation, Prepared, start_error
 from sandbox._output import LogRecord, Stats
 from sandbox._process import DEVNULL, PIPE, STDOUT, AnyText, Process, Result, Streams, Usage
 from sandbox._start import start_all
-from sandbox.errors import CalledProcessError, PodStateError, SandboxError, ShimError, TimeoutExpired
+from sandbox.errors import CalledProcessError, PodStateError, SandboxError, TimeoutExpired
 from sandbox.models import Container, Pod, as_pod
 from sandbox.shim.client import Shim, own_shim
 
@@ -31,12 +31,13 @@ class RunningPod(ContainerFace):
     A context manager: leaving it removes the pod, whatever its containers are doing.
     """
 
-    def __init__(self, shim: Shim, pod_id: str, model: Pod) -> None:
+    def __init__(self, shim: Shim, pod_id: str, model: Pod, *, when_closed: Callable[[], None] = lambda: None) -> None:
         self.shim = shim
         self.id = pod_id
         self.model = model
         self.containers: dict[str, RunningContainer] = {}
         self._published: dict[tuple[int, str, int], tuple[str, int]] = {}
+        self._when_closed = when_closed
         self._removed = False
 
     def __repr__(self) -> str:
@@ -131,13 +132,14 @@ class RunningPod(ContainerFace):
         if self._removed:
             return
         self._removed = True
+        with contextlib.suppress(SandboxError):  # what it refuses to note down of a pod that goes is of no importance
+            self._when_closed()
         for container in self.containers.values():
-            if container.exit is None:
-                with contextlib.suppress(ShimError):
-                    container.exit = container.inspect()["exit"]
             container.release()
         with contextlib.suppress(PodStateError):
-            self.shim.call("pod.remove", pod=self.id)
+            exits = self.shim.call("pod.remove", pod=self.id)["exits"]
+            for name, container in self.containers.items():
+                container.exit = container.exit or exits.get(name)
 
 
 def _needed_by(pod: Pod, name: str) -> set[str]:
@@ -159,22 +161,21 @@ def start(
     :raises ContainerExited: it ended before it was ready
     """
     preparation = _preparation(as_pod(subject, **fields), options)
-    prepared = [_prepare(preparation, container) for container in preparation.pod.containers]
-    shim = preparation.shim
+    return start_prepared(preparation, [_prepare(preparation, container) for container in preparation.pod.containers])
+
+
+def start_prepared(preparation: Preparation, prepared: Sequence[Prepared]) -> RunningPod:
+    """Start what was translated already. Raises as :func:`start`; then nothing of it is left."""
+    pod = RunningPod(
+        preparation.shim, preparation.id, preparation.pod, when_closed=lambda: preparation.settle(over=True)
+    )  # fmt: skip
     try:
-        shim.call("pod.create", pod=preparation.pod_document())
-    except BaseException:
-        with contextlib.suppress(SandboxError):  # there is one only if we were interrupted while it was made
-            shim.call("pod.remove", pod=preparation.id)
-        preparation.give_back()
-        raise
-    pod = RunningPod(shim, preparation.id, preparation.pod)
-    try:
-        preparation.declare()
-        start_all(pod, prepared)
+        start_all(pod, preparation, prepared)
         preparation.settle()
     except BaseException:
-        pod.close()
+        with contextlib.suppress(SandboxError):  # there may be none yet, and no shim any more
+            pod.close()
+        preparation.give_back()
         raise
     return pod
 
@@ -221,7 +222,7 @@ def run(
     args = prepared.spec["process"]["args"]
     with conversation, contextlib.closing(streams):
         try:
-            preparation.declare(later=True)
+            preparation.declare(brief=True)
             process = Process(args, conversation, streams, _no_signals, started=False)
             out, err = process.communicate(input, timeout)
             preparation.settle(over=True)

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sandbox._launch import Options, Preparation, Prepared
-from sandbox._start import start_all
 from sandbox.build.errors import BuildError
 from sandbox.errors import SandboxError
 from sandbox.models import Container, Mount, Pod, Security
-from sandbox.pods import RunningPod
+from sandbox.pods import RunningPod, start_prepared
 from sandbox.shim.client import own_shim
 
 if TYPE_CHECKING:
@@ -97,12 +96,9 @@ def _out_of_memory(pod: RunningPod) -> bool:
 @contextlib.contextmanager
 def started(model: Pod, options: Options) -> Iterator[RunningPod]:
     """A pod whose /etc/resolv.conf and /etc/hosts are the host's where its network is the host's."""
-    shim = own_shim()
-    preparation = Preparation(shim, model, options)
+    preparation = Preparation(own_shim(), model, options)
     prepared = [_with_names(preparation.container(container), model) for container in model.containers]
-    shim.call("pod.create", pod=preparation.pod_document())
-    with RunningPod(shim, preparation.id, model) as pod:
-        start_all(pod, prepared)
+    with start_prepared(preparation, prepared) as pod:
         yield pod
 
 

@@ -151,7 +151,7 @@ class _Run:
                    "remove": True}  # fmt: skip
         with standard_streams(interactive=bool(given["interactive"])) as streams:
             conversation = self._shim.ask("container.start", message, streams)
-        self._preparation.declare(later=True)
+        self._preparation.declare(brief=True)
         return conversation
 
     def _publish(self, ports: list[tuple[str, int, int]]) -> None:

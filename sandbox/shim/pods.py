@@ -117,8 +117,10 @@ class Pods:
         return container
 
     def _remove(self, message: Message, _fds: list[int], answers: Answers) -> None:
-        """``{"pod"}``: kill everything in the pod; answers when all of it is gone."""
-        self._take_down(self._pod(message), lambda: answers.finish({"event": "removed"}))
+        """``{"pod"}``: kill everything in the pod; answers when all of it is gone, with how those had ended that had by now."""
+        pod = self._pod(message)
+        exits = {name: container.exit for name, container in pod.containers.items() if container.exit is not None}
+        self._take_down(pod, lambda: answers.finish({"event": "removed", "exits": exits}))
 
     def _take_down(self, pod: Pod, done: Callable[[], None]) -> None:
         """Kill everything in ``pod``; ``done`` is called when all of it is gone, whoever else wanted that too."""

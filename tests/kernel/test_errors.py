@@ -36,7 +36,7 @@ from sandbox import (
     UserNotFound,
 )
 from sandbox.pods import Options
-from sandbox.shim.client import OwnShim, own_shim
+from sandbox.shim.client import Conversation, own_shim
 
 pytestmark = requires("userns", "overlay")
 
@@ -397,22 +397,22 @@ def test_errors_are_told_from_every_thread() -> None:
         assert list(pool.map(attempt, range(12))) == [f"nonsense-{number}" for number in range(12)]
 
 
-
-
-def test_ctrl_c_when_the_pod_has_just_been_made(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("containers", [1, 2])
+def test_ctrl_c_when_the_pod_has_just_been_made(monkeypatch: pytest.MonkeyPatch, containers: int) -> None:
     """Nobody but the shim knows of it yet."""
 
-    def interrupted(shim: OwnShim, op: str, **fields: Any) -> dict[str, Any]:
-        answer = call(shim, op, **fields)
-        if op == "pod.create":
+    def interrupted(conversation: Conversation, timeout: float | None = None) -> tuple[dict[str, Any], list[int]]:
+        message, fds = answer(conversation, timeout)
+        if message.get("event") in ("created", "started"):
+            monkeypatch.undo()
             raise KeyboardInterrupt
-        return answer
+        return message, fds
 
     def pods() -> list[str]:
         return [pod["id"] for pod in own_shim().call("pod.list")["pods"]]
 
-    before, call = pods(), OwnShim.call
-    monkeypatch.setattr(OwnShim, "call", interrupted)
+    before, answer = pods(), Conversation.answer
+    monkeypatch.setattr(Conversation, "answer", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        sandbox.start(command="sleep inf")
+        sandbox.start(sandbox.Pod([sandbox.Container(f"c{n}", command="sleep inf") for n in range(containers)]))
     assert pods() == before

@@ -92,13 +92,13 @@ class TestOnePod:
             assert done.result(10).returncode == 0
         assert eventually(lambda: not known())
 
-    def test_what_it_refuses_of_a_run_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_it_refuses_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         refused = [("MemoryMax", Variant("s", "plenty"))]
         monkeypatch.setattr("sandbox.cgroups.systemd.properties", lambda _resources: refused)
         with pytest.raises(SandboxError, match="unit properties"):
             sandbox.run(["sleep", "0.5"], options=PRIVATE)
         with pytest.raises(SandboxError, match="unit properties"):
-            sandbox.start(command=["sleep", "inf"], options=PRIVATE)
+            sandbox.start(Pod(sandbox.Container(command=["sleep", "inf"]), resources=Resources(pids=50)), options=PRIVATE)
 
     def test_its_processes_are_in_there(self, pod: RunningPod, manager: Manager) -> None:
         scope = manager.get(unit_of(pod), "Scope", "ControlGroup").value
