@@ -199,16 +199,19 @@ class _Declaration(Declaration):
         self._told()
 
     def over(self) -> None:
-        with self._lock:
-            self._over = True
         self._finish()
 
     def _finish(self) -> None:
+        """Once: an answer comes once, and a refusal is raised once."""
+        with self._lock:
+            pending, self._pending = self._pending, None
+            failure, self._failure = self._failure, None
+            self._over = True
         with made_public(), contextlib.suppress(NoSuchUnit):  # the pod has ended before the answer came
-            if self._failure is not None:
-                raise self._failure
-            if self._pending is not None:
-                self._pending.result()
+            if failure is not None:
+                raise failure
+            if pending is not None:
+                pending.result()
 
 
 class _Making:
