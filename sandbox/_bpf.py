@@ -29,7 +29,7 @@ from sandbox.linux.bpf import (
     encode,
     evaluate,
     run,
-)  # fmt: skip
+)
 
 #: Numbers below this are looked up; there are fewer than 500 on any architecture. Others go to libseccomp's program.
 _NUMBERS = 1024

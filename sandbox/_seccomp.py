@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 from sandbox import _bpf
 from sandbox.errors import SpecError, UnsupportedFeature
+from sandbox.linux import bpf
 from sandbox.oci import to_dict
 from sandbox.oci.seccomp import LinuxSeccomp
 
 #: Changes when the same profile would be compiled differently.
-_GENERATION = "3"
+_GENERATION = "4"
 #: Profiles of which the compiled form is kept in memory.
 _REMEMBERED = 64
 _memory: dict[str, bytes] = {}
@@ -55,7 +56,8 @@ def compile_profile(profile: Mapping[str, Any]) -> tuple[str, bytes]:
 
     Raises :class:`UnsupportedFeature` without libseccomp, :class:`SpecError` for a profile that it refuses.
     """
-    digest = hashlib.sha256(f"{_GENERATION}{json.dumps(profile, sort_keys=True)}".encode()).hexdigest()
+    described = f"{_GENERATION} {os.uname().machine} {json.dumps(profile, sort_keys=True)}"
+    digest = hashlib.sha256(described.encode()).hexdigest()
     if digest not in _memory:
         path = _cache_directory() / f"{digest}.bpf"
         try:
@@ -95,7 +97,9 @@ def _compile(profile: Mapping[str, Any]) -> bytes:
     odd = {name for rule in profile.get("syscalls") or () if not _is_range(rule) for name in rule["names"]}
     rest = [rule for rule in profile.get("syscalls") or () if odd.intersection(rule["names"])]
     remainder = _libseccomp(pyseccomp, {**profile, "syscalls": [{**r, "names": sorted(odd & set(r["names"]))} for r in rest]})
-    return _bpf.shrink(whole, remainder, profile.get("architectures") or ())
+    # libseccomp's filters are for the machine's own architecture whatever else is listed.
+    own = bpf.MACHINES.get(os.uname().machine)
+    return _bpf.shrink(whole, remainder, list(dict.fromkeys((own, *(profile.get("architectures") or ()))))) if own else whole
 
 
 def _is_range(rule: Mapping[str, Any]) -> bool:

@@ -13,6 +13,11 @@ ARCHITECTURES = {
     "SCMP_ARCH_ARM": 0x40000028, "SCMP_ARCH_RISCV64": 0xC00000F3, "SCMP_ARCH_PPC64LE": 0xC0000015,
     "SCMP_ARCH_S390X": 0x80000016,
 }  # fmt: skip
+#: The names of machines (uname(2)) → their architecture.
+MACHINES = {
+    "x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64", "riscv64": "SCMP_ARCH_RISCV64",
+    "ppc64le": "SCMP_ARCH_PPC64LE", "s390x": "SCMP_ARCH_S390X",
+}  # fmt: skip
 #: struct seccomp_data: nr at 0, arch at 4, instruction pointer at 8, arguments from 16 on.
 NR, ARCH, ARGUMENTS = 0, 4, 16
 LD, JEQ, JGT, JGE, JSET, JA, AND, RET = 0x20, 0x15, 0x25, 0x35, 0x45, 0x05, 0x54, 0x06

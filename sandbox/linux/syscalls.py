@@ -55,6 +55,7 @@ _setns = _bind("setns", c_int, c_int)
 _prctl = _bind("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _capset = _bind("capset", c_char_p, c_char_p)
 _sethostname = _bind("sethostname", c_char_p, c_size_t)
+_setdomainname = _bind("setdomainname", c_char_p, c_size_t)
 _personality = _bind("personality", c_ulong)
 _pivot_root = _bind("syscall", c_long, c_char_p, c_char_p)
 _seccomp = _bind("syscall", c_long, c_uint, c_uint, c_char_p)
@@ -211,6 +212,12 @@ def sethostname(name: str) -> None:
     invoke(_sethostname, "sethostname", name, encoded, len(encoded))
 
 
+def setdomainname(name: str) -> None:
+    """setdomainname(2): the NIS domain name; /proc/sys/kernel/domainname is not for the root of a user namespace to write."""
+    encoded = os.fsencode(name)
+    invoke(_setdomainname, "setdomainname", name, encoded, len(encoded))
+
+
 def personality(persona: int) -> None:
     """personality(2)."""
     invoke(_personality, "personality", f"{persona:#x}", persona)
@@ -219,6 +226,6 @@ def personality(persona: int) -> None:
 __all__ = [
     "AT_FDCWD", "AT_SYMLINK_NOFOLLOW", "KernelError", "capability_sets", "capset", "clone3", "close_range", "invoke",
     "join_session_keyring", "mount", "mount_setattr", "move_mount", "open_tree", "openat2", "personality",
-    "pidfd_open", "pidfd_send_signal", "pivot_root", "prctl", "seccomp_filter", "set_title", "sethostname", "setns", "umount",
-    "unshare",
+    "pidfd_open", "pidfd_send_signal", "pivot_root", "prctl", "seccomp_filter", "set_title", "setdomainname", "sethostname",
+    "setns", "umount", "unshare",
 ]  # fmt: skip

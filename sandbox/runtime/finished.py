@@ -18,14 +18,17 @@ from sandbox.linux import constants as c, syscalls
 from sandbox.linux.idmap import IdMap
 
 from . import init, process, rootfs as roots, script, stub
+from .failure import Failure
 from .native import Placement
 from .plan import Plan, Shape
 from .rootfs import Rootfs
 from .spare import Spare, bear, enter, fits_namespaces
-from .steps import MountFilesystem
+from .steps import Bind, Device, Mask, MountFilesystem, ReadOnly, Step, Symlink
 
-#: Nanoseconds. Two changes of a directory that follow each other faster may have the same time (a tick of the kernel's).
-_TICK = 20_000_000
+#: Nanoseconds. Two changes of a directory that follow each other faster may have the same time: within a tick of the kernel's
+#: clock, and on file systems that keep whole seconds (ext4 with small inodes), within those.
+_TICK, _COARSE_TICK = 20_000_000, 2_000_000_000
+_SECOND = 1_000_000_000
 
 
 class Order(NamedTuple):
@@ -43,8 +46,32 @@ def order(plan: Plan, rootfs: Rootfs) -> Order | None:
     mounted = [step.target for step in plan.steps if isinstance(step, MountFilesystem)]
     if any(path.startswith(f"{target}/") for path, _ in rootfs.files for target in mounted):
         return None
+    if not all(_lies_at_the_top(path, mounted, rootfs) for step in plan.steps if (path := _place_of(step)) is not None):
+        return None
     state = layers_state(rootfs)
     return Order(shape_of(plan, rootfs), state) if state is not None else None
+
+
+def _place_of(step: Step) -> str | None:
+    """Where a step does something; None if that is no place in the root."""
+    if isinstance(step, (MountFilesystem, Bind)):
+        return step.target
+    return step.path if isinstance(step, (Device, Symlink, Mask, ReadOnly)) else None
+
+
+def _lies_at_the_top(path: str, mounted: list[str], rootfs: Rootfs) -> bool:
+    """Whether on the way to ``path`` nothing of a layer is looked at but its uppermost directory.
+
+    Of that it is noticed when it changes (:func:`layers_state`). What lies deeper might be replaced while the container waits.
+    """
+    if any(path.startswith(f"{target}/") for target in mounted):
+        return True
+    above = [overlay for overlay in rootfs.overlays if path.startswith(overlay.target.rstrip("/") + "/")]
+    if not above:
+        return True  # in the skeleton
+    overlay = max(above, key=lambda overlay: len(overlay.target))
+    below = path[len(overlay.target.rstrip("/")) + 1 :]
+    return "/" not in below and not any(os.path.islink(f"{layer}/{below}") for layer in overlay.layers)
 
 
 def shape_of(plan: Plan, rootfs: Rootfs) -> Shape:
@@ -59,12 +86,16 @@ def layers_state(rootfs: Rootfs) -> tuple[tuple[int, int, int], ...] | None:
     was, and that is what lies in them directly.
     """
     try:
-        states = [os.stat(layer) for overlay in rootfs.overlays for layer in overlay.layers]
+        return _state([os.stat(layer) for overlay in rootfs.overlays for layer in overlay.layers])
     except OSError:
         return None  # it is explained by who needs it
-    if any(state.st_ctime_ns > time.time_ns() - _TICK for state in states):
+
+
+def _state(found: list[os.stat_result]) -> tuple[tuple[int, int, int], ...] | None:
+    now = time.time_ns()
+    if any(state.st_ctime_ns > now - (_TICK if state.st_ctime_ns % _SECOND else _COARSE_TICK) for state in found):
         return None
-    return tuple((state.st_dev, state.st_ino, state.st_ctime_ns) for state in states)
+    return tuple((state.st_dev, state.st_ino, state.st_ctime_ns) for state in found)
 
 
 def fits(order: Order, plan: Plan, rootfs: Rootfs) -> bool:
@@ -78,9 +109,11 @@ def fits(order: Order, plan: Plan, rootfs: Rootfs) -> bool:
 
 
 def make(order: Order, *, idmap: IdMap, userns_fd: int, stub_fd: int, scratch: str, placement: Placement) -> Spare:
-    """Start to finish a container; it becomes a child of the caller's parent."""
+    """Start to finish a container; it becomes a child of the caller's parent. Raises :class:`Failure`."""
     clones = roots.prepare(order.shape.rootfs, userns_fd)
     try:
+        if clones and _state([os.fstat(fd) for fd in clones]) != order.state:
+            raise Failure(operation="finish a container", detail="the directories of its root are no longer what they were")
         return bear(
             lambda channel: _finish(order.shape, clones, scratch, placement.v1_tasks, stub_fd, channel), (), idmap, placement
         )

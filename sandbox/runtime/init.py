@@ -261,8 +261,7 @@ def _name_namespaces(plan: Plan, progress: Progress) -> None:
     if plan.hostname:
         syscalls.sethostname(plan.hostname)
     if plan.domainname:
-        with open("/proc/sys/kernel/domainname", "w") as file:
-            file.write(plan.domainname)
+        syscalls.setdomainname(plan.domainname)
 
 
 def _offset_clocks(plan: Plan) -> None:

@@ -3,6 +3,9 @@
 A plan (:mod:`.plan`) is a list of them, computed before the container's init process exists; the init executes them in
 order. All targets are resolved inside the new root by the kernel, so that a hostile root file system cannot lead a mount
 outside.
+
+To a spare (:mod:`.spare`, :mod:`.finished`) it matters whether two steps are the same. They are tuples, and tuples of different
+classes are equal if their fields are; so the kind of each is a field.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from sandbox.linux import constants as c, syscalls
 from sandbox.linux.errors import KernelError
@@ -94,6 +97,7 @@ class MountFilesystem(NamedTuple):
     source: str
     target: str
     options: MountOptions
+    kind: Literal["mount"] = "mount"
 
     def describe(self) -> str:
         return f"mount {self.fstype} on {self.target}"
@@ -144,6 +148,7 @@ class Bind(NamedTuple):
     source: str
     target: str
     options: MountOptions
+    kind: Literal["bind"] = "bind"
 
     def describe(self) -> str:
         return f"bind {self.source} at {self.target}"
@@ -200,6 +205,7 @@ class Device(NamedTuple):
     """A device node, bound from the host: inside a user namespace nobody may make one (mknod(2))."""
 
     path: str
+    kind: Literal["device"] = "device"
 
     def describe(self) -> str:
         return f"bind the device {self.path}"
@@ -219,6 +225,7 @@ class Symlink(NamedTuple):
 
     path: str
     target: str
+    kind: Literal["link"] = "link"
 
     def describe(self) -> str:
         return f"link {self.path} to {self.target}"
@@ -238,6 +245,7 @@ class Mask(NamedTuple):
     """Hide a file behind /dev/null, or a directory behind an empty one; nothing to do where there is none."""
 
     path: str
+    kind: Literal["mask"] = "mask"
 
     def describe(self) -> str:
         return f"mask {self.path}"
@@ -270,6 +278,7 @@ class ReadOnly(NamedTuple):
     """Make a path read-only, with what is mounted below it."""
 
     path: str
+    kind: Literal["read-only"] = "read-only"
 
     def describe(self) -> str:
         return f"make {self.path} read-only"
@@ -327,6 +336,7 @@ class Sysctl(NamedTuple):
 
     name: str
     value: str
+    kind: Literal["sysctl"] = "sysctl"
 
     def describe(self) -> str:
         return f"set the sysctl {self.name}"

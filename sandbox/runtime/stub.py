@@ -38,10 +38,12 @@ _X86_64 = (
     ("b82f000000", "mov $47, %eax"),
     ("0f05", "syscall"),
     ("4885c0", "test %rax, %rax"),
-    ("7e60", "jle quit"),  # the shim is gone, or does not want us any more
+    ("7e65", "jle quit"),  # the shim is gone, or does not want us any more
     ("bb00205000", "mov $0x502000, %ebx"),
     ("", "next:"),
     ("488b03", "mov (%rbx), %rax"),
+    ("4885c0", "test %rax, %rax"),  # the end of the list
+    ("7832", "js refused"),
     ("488b7b08", "mov 8(%rbx), %rdi"),
     ("488b7310", "mov 16(%rbx), %rsi"),
     ("488b5318", "mov 24(%rbx), %rdx"),
@@ -51,12 +53,12 @@ _X86_64 = (
     ("4883c338", "add $56, %rbx"),
     ("0f05", "syscall"),
     ("4885c0", "test %rax, %rax"),
-    ("79da", "jns next"),
+    ("79d5", "jns next"),
     ("48f7d8", "neg %rax"),
     ("4883f83f", "cmp $63, %rax"),
     ("7706", "ja refused"),
     ("480fa3c5", "bt %rax, %rbp"),
-    ("72cb", "jc next"),
+    ("72c6", "jc next"),
     ("", "refused:"),
     ("48890425a0105000", "mov %rax, 0x5010a0"),
     ("48891c25a8105000", "mov %rbx, 0x5010a8"),
@@ -78,22 +80,23 @@ _AARCH64 = (
     ("881a80d2", "mov x8, #212"),
     ("010000d4", "svc #0"),
     ("1f0000f1", "cmp x0, #0"),
-    ("ed020054", "b.le quit"),
+    ("0d030054", "b.le quit"),
     ("130aa0d2", "movz x19, #0x50, lsl #16"),
     ("130084f2", "movk x19, #0x2000"),
     ("", "next:"),
     ("680240a9", "ldp x8, x0, [x19]"),
+    ("8801f8b7", "tbnz x8, #63, refused"),
     ("610a41a9", "ldp x1, x2, [x19, #16]"),
     ("631242a9", "ldp x3, x4, [x19, #32]"),
     ("741a40f9", "ldr x20, [x19, #48]"),
     ("73e20091", "add x19, x19, #56"),
     ("010000d4", "svc #0"),
-    ("40ffffb6", "tbz x0, #63, next"),
+    ("20ffffb6", "tbz x0, #63, next"),
     ("e00300cb", "neg x0, x0"),
     ("1ffc00f1", "cmp x0, #63"),
     ("68000054", "b.hi refused"),
     ("9426c09a", "lsr x20, x20, x0"),
-    ("b4fe0737", "tbnz x20, #0, next"),
+    ("94fe0737", "tbnz x20, #0, next"),
     ("", "refused:"),
     ("010aa0d2", "movz x1, #0x50, lsl #16"),
     ("011482f2", "movk x1, #0x10a0"),
@@ -192,7 +195,7 @@ class Script:
         return bytes(self._calls), bytes(self._data)
 
     def message(self) -> bytes:
-        """The message for the stub. At the end of the list is a call that no kernel has."""
+        """The message for the stub. At the end of the list is a number that no call has."""
         calls = self._calls + _RECORD.pack(_WORD, 0, 0, 0, 0, 0, 0)
         return bytes(calls.ljust(self._size, b"\0") + self._data)
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -113,7 +114,7 @@ class Launcher:
         if cgroup is None or cgroup.v1 == entered:
             notify = container.notify if container.restarts == 0 else None
             order = Order(container.plan, container.rootfs, [], {}, tuple(stdio), (), "", container.oci_state(), notify)
-            if reserve.hand_over(order):
+            if _handed_over(reserve, order):
                 return reserve.spare.launch, cgroup.child("main").v2_only() if cgroup else None
         reserve.spare.discard()
         return None
@@ -313,6 +314,14 @@ class Launcher:
             done(outcome)
 
         self._loop.watch(ours.fileno(), heard)
+
+
+def _handed_over(reserve: Reserve, order: Order) -> bool:
+    """What is wrong with the order, if it cannot even be written down, is explained by who makes the container anew."""
+    try:
+        return reserve.hand_over(order)
+    except (TypeError, ValueError, struct.error):
+        return False
 
 
 def _hooks_process(rows: list[dict[str, Any]], kind: str, state: dict[str, Any], answer: socket.socket) -> None:

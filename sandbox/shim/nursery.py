@@ -20,6 +20,7 @@ from sandbox.linux import syscalls
 from sandbox.linux.cgroup import Cgroup
 from sandbox.linux.idmap import IdMap
 from sandbox.runtime import finished, spare as spares, stub
+from sandbox.runtime.failure import Failure
 from sandbox.runtime.native import Launch
 from sandbox.runtime.steps import Step
 
@@ -28,6 +29,8 @@ from .loop import Loop
 
 _MESSAGE = 65536
 _MOST_FDS = 16
+#: It was killed so often: somebody, or a bug of ours, does not want it.
+_MOST_DEATHS = 3
 #: The first descriptor after the standard streams.
 _FIRST = 3
 
@@ -62,11 +65,11 @@ class Nursery:
         self._socket: socket.socket | None = None
         self._process = (-1, -1)
         self._order: Order | None = None
-        self._broken = False
+        self._deaths = 0
 
     def ask(self, order: Order) -> bool:
         """Have a spare made; ``made`` is called with it, or with None. False if there is no nursery any more."""
-        if self._broken:
+        if self._deaths >= _MOST_DEATHS:
             return False
         if self._socket is None:
             self._start()
@@ -113,9 +116,11 @@ class Nursery:
             message, fds = b"", []  # it died before it had read the order
         order, self._order = self._order, None
         if not message or order is None:
-            self._broken = True
-            self.close()
+            self.close()  # the next order starts another, but not for ever
+            self._deaths += 1
             if order is not None:
+                with contextlib.suppress(OSError):
+                    remove_cgroups(order)
                 self._made(order, None)
             return
         pid, kinds = pickle.loads(message)  # noqa: S301 - from a process of ours, over a socketpair
@@ -177,6 +182,8 @@ def _serve(sock: socket.socket, scratch: str, idmap: IdMap, userns_fd: int, stub
         with socket.socket(fileno=own[0]) as shim:
             while message := shim.recv(_MESSAGE):
                 _answer(shim, pickle.loads(message), workshop)  # noqa: S301 - from the shim, over a socketpair
+    except BaseException:  # noqa: BLE001 - the shim's error output is kept, and the process ends
+        sys.excepthook(*sys.exc_info())
     finally:
         os._exit(0)
 
@@ -193,8 +200,8 @@ class _Workshop(NamedTuple):
 def _answer(shim: socket.socket, order: Order, workshop: _Workshop) -> None:
     try:
         spare = _make(order, workshop)
-    except OSError:
-        # No descriptors or processes left: the start that has to do without a spare will say so if it matters.
+    except (OSError, Failure):
+        # No descriptors or processes left, or a root that has gone: who starts without a spare will say so if it matters.
         with contextlib.suppress(OSError):
             remove_cgroups(order)
         shim.send(pickle.dumps((None, ())))

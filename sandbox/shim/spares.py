@@ -20,6 +20,8 @@ from .nursery import Nursery, Order, remove_cgroups
 _STARTS_BEFORE = 2
 #: Each costs the kernel half a megabyte, most of it for its network namespace.
 _MOST = 3
+#: Then nothing more is finished ahead: there is something here that does not let it be done.
+_MOST_FAILURES = 3
 
 
 class Reserve:
@@ -91,6 +93,8 @@ class Spares:
         self._starts = 0
         self._number = 0
         self._pending = False
+        #: So many that were finished have died by themselves, one after the other.
+        self._failures = 0
         self._places: list[str] = []
         self._last: Shape | None = None
         #: What the next ones are to be like; ``scope`` is that of the pod that they are like.
@@ -113,7 +117,9 @@ class Spares:
             return None
         self._ready.remove(reserve)
         if reserve.spare.alive:
+            self._failures = 0
             return reserve
+        self._failures += reserve.finished
         reserve.drop()
         return None
 
@@ -121,20 +127,21 @@ class Spares:
         self, container: Container, scope: str | None, controllers: set[str], v1: Mapping[str, str], *, held: bool
     ) -> None:  # fmt: skip
         """A pod has this as its first container, and it runs; the next may be alike. ``v1``: where pods get directories."""
-        self._loop.when_idle(lambda: self._learn(container, scope, controllers, v1, held=held))
+        order = Order(spares.template(container.plan), container.name, scope, controllers, dict(v1), held)
+        # A container that needs further version 1 cgroups has to enter them by itself.
+        plain = set(container.cgroup.v1 if container.cgroup else ()) == set(v1) and not container.notify
+        self._loop.when_idle(lambda: self._learn(order, container, plain=plain))
 
-    def _learn(
-        self, container: Container, scope: str | None, controllers: set[str], v1: Mapping[str, str], *, held: bool
-    ) -> None:  # fmt: skip
+    def _learn(self, order: Order, container: Container, *, plain: bool) -> None:
         self._starts += 1
         before, self._last = self._last, finished.shape_of(container.plan, container.rootfs)
         if self._starts < _STARTS_BEFORE:
             return
-        self._wish = Order(spares.template(container.plan), container.name, scope, controllers, dict(v1), held)
         if self._last != before:
             self._most = 1
-        elif not container.notify:  # the third may well be like the first two
-            self._wish = self._wish._replace(finished=finished.order(container.plan, container.rootfs))
+        elif plain and self._failures < _MOST_FAILURES:  # the third may well be like the first two
+            order = order._replace(finished=finished.order(container.plan, container.rootfs))
+        self._wish = order
         self._make()
 
     def place(self, scope: str) -> None:

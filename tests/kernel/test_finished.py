@@ -18,6 +18,7 @@ from programs import descendants, name_of
 
 import sandbox
 from sandbox import Pod, Security
+from sandbox.oci.seccomp_profile import default_profile
 from sandbox.runtime import stub
 
 pytestmark = [
@@ -122,6 +123,48 @@ def test_what_changes_below_the_root_is_seen(root: Path, run: Any) -> None:
         assert found - waiting()
 
 
+def test_a_path_that_was_made_read_only_is_not_taken_for_one_that_is_hidden(root: Path, run: Any) -> None:
+    (root / "secret").mkdir()
+    (root / "secret/key").write_text("the secret")
+    time.sleep(0.05)
+    readable = Security(masked_paths=(), readonly_paths=("/secret",))
+    assert until_waiting(lambda: run("true", security=readable))
+    hidden = Security(masked_paths=("/secret",), readonly_paths=())
+    assert run("cat /secret/key", security=hidden).stdout == ""
+    assert run("cat /secret/key", security=readable).stdout == "the secret"
+
+
+def test_what_is_mounted_or_hidden_far_down_is_looked_for_when_it_is_needed(root: Path, run: Any) -> None:
+    """The kernel remembers what it saw there, and nobody would notice that it has changed."""
+    (root / "tmp/deep/app").mkdir(parents=True)
+    time.sleep(0.05)
+    fields = {"mounts": [sandbox.Mount.tmpfs("/tmp/deep/app/cache")], "security": Security(masked_paths=("/tmp/deep/key",))}
+    for number in range(1, 4):
+        for _ in range(3):
+            run("true", **fields)
+            time.sleep(0.05)
+        (root / "tmp/deep").rename(root / f"tmp/old{number}")
+        (root / "tmp/deep/app").mkdir(parents=True)
+        (root / "tmp/deep/key").write_text("the secret")
+        (root / "tmp/deep/app/new").write_text(str(number))
+        assert run("cat /tmp/deep/key; cat /tmp/deep/app/new", **fields).stdout == str(number)
+
+
+def test_a_root_that_is_gone_does_no_harm_to_others(root: Path, run: Any) -> None:
+    other = root.parent / "other"
+    shutil.copytree(root, other, symlinks=True)
+    time.sleep(0.05)
+    for _ in range(3):
+        sandbox.run(["/bin/true"], image=f"dir:{other}")
+    shutil.rmtree(other)
+    with pytest.raises(sandbox.ImageNotFound):
+        sandbox.run(["/bin/true"], image=f"dir:{other}")
+    assert until_waiting(lambda: run("true"))
+    shutil.rmtree(root)
+    with pytest.raises(sandbox.ImageNotFound):
+        run("true")
+
+
 def test_what_changes_in_the_root_itself_is_seen(root: Path, run: Any) -> None:
     for number in range(1, 4):
         (root / "data").mkdir()
@@ -165,6 +208,17 @@ def test_it_is_told_also_under_a_filter_that_forbids_to_tell(root: Path, run: An
     for _ in range(4):
         run("true", security=security)
         time.sleep(0.05)
+    with pytest.raises(sandbox.CommandNotFound):
+        sandbox.run(["nope"], image=f"dir:{root}", security=security)
+
+
+def test_it_is_told_also_under_a_filter_that_kills_for_calls_it_does_not_know(root: Path, run: Any) -> None:
+    every = frozenset(f"CAP_{name}" for name in ("SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE"))
+    known = default_profile(os.uname().machine, every).syscalls or ()
+    names = sorted({name for rule in known if rule.action == "SCMP_ACT_ALLOW" for name in rule.names})
+    rules = [{"names": names, "action": "SCMP_ACT_ALLOW"}]
+    security = Security(seccomp={"defaultAction": "SCMP_ACT_KILL_PROCESS", "syscalls": rules})
+    assert until_waiting(lambda: run("true", security=security))
     with pytest.raises(sandbox.CommandNotFound):
         sandbox.run(["nope"], image=f"dir:{root}", security=security)
 

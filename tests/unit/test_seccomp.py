@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from sandbox import _seccomp, oci
 from sandbox.errors import SpecError, UnsupportedFeature
 from sandbox.linux import bpf
 from sandbox.models import Container, Pod
+from sandbox.runtime import stub
 
 X86 = 0xC000003E
 ALLOW = 0x7FFF0000
@@ -92,3 +94,19 @@ def test_without_libseccomp(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnsupportedFeature, match="libseccomp") as caught:
         _seccomp.compile_profile(PROFILE)
     assert "seccomp='unconfined'" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "architectures", [None, [], ["SCMP_ARCH_X86"], ["SCMP_ARCH_AARCH64"], ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]]
+)
+def test_a_profile_holds_for_this_machine_whatever_it_lists(architectures: list[str] | None) -> None:
+    document: dict[str, Any] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["uname", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 7}],
+    }
+    if architectures is not None:
+        document["architectures"] = architectures
+    _, program = _seccomp.compile_profile(document)
+    machine = stub.MACHINES[os.uname().machine]
+    assert bpf.evaluate(bpf.decode(program), machine.audit, machine.calls["mkdirat"]) == 0x50007
+    assert bpf.evaluate(bpf.decode(program), machine.audit, machine.calls["chdir"]) == 0x7FFF0000

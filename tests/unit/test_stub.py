@@ -145,7 +145,7 @@ def test_nothing_to_execute_is_an_error(waiting: Waiting, script: Script) -> Non
     script.call("umask", 0)
     waiting.send(script)
     error, streams = waiting.answer()
-    assert error == errno.ENOSYS
+    assert error is not None
     for fd in streams:
         os.close(fd)
     os.waitpid(waiting.pid, 0)
