@@ -39,7 +39,7 @@ class _Stopwatch:
         return timed
 
     def around_result(self, declare: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, untimed, for the shim starts the pod meanwhile; of what it returns that is timed which is waited for."""
+        """The function, untimed, for the shim starts the pod meanwhile; of what it returns, what is waited for is timed."""
 
         def declared(*arguments: Any, **named: Any) -> Any:
             declaration = declare(*arguments, **named)
