@@ -173,8 +173,7 @@ def start_prepared(preparation: Preparation, prepared: Sequence[Prepared]) -> Ru
         start_all(pod, preparation, prepared)
         preparation.settle()
     except BaseException:
-        with contextlib.suppress(SandboxError):  # there may be none yet, and no shim any more
-            pod.close()
+        pod.close()  # if there is one yet; and if the shim has died meanwhile, that is what is to be told
         preparation.give_back()
         raise
     return pod
