@@ -17,7 +17,7 @@ from sandbox.shim.client import OwnShim, own_shim
 
 Spec = dict[str, Any]
 PATIENCE = 3.0
-_SERVANTS = 4  # the monitor, the shim, the nursery, a spare
+_SERVANTS = 6  # the monitor, the shim, the nursery, at most three spares
 _numbers = itertools.count()
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import images_helpers as make
 import pytest
 from gate import requires
+from programs import patient
 
 import sandbox
 from sandbox.images import Store, resolve
@@ -207,7 +208,7 @@ def test_killed_at_any_moment_nothing_half_is_left(
         time.sleep(rng.uniform(0.0, whole))
         process.kill()
         process.communicate()
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + patient(5)
         while helpers(store) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert helpers(store) == []
