@@ -9,6 +9,7 @@ import functools
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -133,6 +134,18 @@ class Preparation:
         """
         later = brief or not self._resources
         self._declaration = self._giver.declare(self.shim, self._grant, self._resources, self._description(), later=later)
+
+    @contextlib.contextmanager
+    def declared(self) -> Iterator[None]:
+        """What is started in a ``with`` block and over at its end is told to who keeps the cgroup if there is time for it."""
+        self.declare(brief=True)
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(SandboxError):
+                self.settle(over=True)
+            raise
+        self.settle(over=True)
 
     def settle(self, *, over: bool = False) -> None:
         """Wait until who keeps the cgroup has accepted its limits; ``over``: if it was told. Raises what it refused."""

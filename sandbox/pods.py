@@ -221,10 +221,9 @@ def run(
     args = prepared.spec["process"]["args"]
     with conversation, contextlib.closing(streams):
         try:
-            preparation.declare(brief=True)
-            process = Process(args, conversation, streams, _no_signals, started=False)
-            out, err = process.communicate(input, timeout)
-            preparation.settle(over=True)
+            with preparation.declared():
+                process = Process(args, conversation, streams, _no_signals, started=False)
+                out, err = process.communicate(input, timeout)
         except TimeoutExpired:
             with contextlib.suppress(PodStateError):
                 shim.call("pod.remove", pod=preparation.id)

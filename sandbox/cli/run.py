@@ -138,9 +138,8 @@ class _Run:
                 terminal = stack.enter_context(Terminal(fds[0], interactive=bool(given["interactive"])))
             self._publish(ports)
             program = Program(conversation, self._signal, self._kill)
-            status = Attendant(program, signals, terminal, timeout=timeout, patience=patience).wait()
-            self._preparation.settle(over=True)
-            return status
+            with self._preparation.declared():
+                return Attendant(program, signals, terminal, timeout=timeout, patience=patience).wait()
 
     def _start(self, given: Given) -> Conversation:
         if given["tty"]:
@@ -150,9 +149,7 @@ class _Run:
         message = {**self._prepared.message, "pod": self._preparation.pod_document(), "stdio": "fds", "wait": True,
                    "remove": True}  # fmt: skip
         with standard_streams(interactive=bool(given["interactive"])) as streams:
-            conversation = self._shim.ask("container.start", message, streams)
-        self._preparation.declare(brief=True)
-        return conversation
+            return self._shim.ask("container.start", message, streams)
 
     def _publish(self, ports: list[tuple[str, int, int]]) -> None:
         for host, host_port, port in ports:

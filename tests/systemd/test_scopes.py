@@ -100,6 +100,16 @@ class TestOnePod:
         with pytest.raises(SandboxError, match="unit properties"):
             sandbox.start(Pod(sandbox.Container(command=["sleep", "inf"]), resources=Resources(pids=50)), options=PRIVATE)
 
+    def test_no_answer_is_left_unread_by_a_run_that_fails(self, manager: Manager) -> None:
+        bus = manager.bus
+        if bus.binding != "jeepney":
+            pytest.skip("who reads the answers is GLib")
+        for _ in range(3):
+            with pytest.raises(sandbox.TimeoutExpired):
+                sandbox.run(["sleep", "inf"], timeout=0.2, options=PRIVATE)
+        assert eventually(lambda: not bus._wanted)  # type: ignore[attr-defined]
+        assert not bus._replies  # type: ignore[attr-defined]
+
     def test_its_processes_are_in_there(self, pod: RunningPod, manager: Manager) -> None:
         scope = manager.get(unit_of(pod), "Scope", "ControlGroup").value
         with open("/proc/self/mountinfo") as file:
