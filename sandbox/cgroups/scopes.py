@@ -14,11 +14,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from sandbox_systemd.bus import Pending, Variant
+from sandbox_systemd.bus import TIMEOUT, Pending, Variant
 from sandbox_systemd.errors import NoSuchUnit
 
 from sandbox.errors import SandboxError
-from sandbox.systemd_errors import made_public
+from sandbox.systemd_errors import ManagerTimeout, made_public
 
 from .grant import Declaration, ShimClient
 
@@ -39,6 +39,8 @@ _STARTS_BEFORE = 2
 _MOST_AHEAD = 4
 #: Seconds that the making of the next scopes, and the saying of what a pod is, waits for who has just started one.
 _POLITENESS = 0.005
+#: Seconds that the end of a pod waits for systemd's answer to what it was told of it.
+_PATIENCE = 0.5
 
 #: Of all shims of this process: two kinds of manager (``auto``, ``system``) may be one.
 _numbers = itertools.count(1)
@@ -195,13 +197,14 @@ class _Declaration(Declaration):
 
     def wait(self) -> None:
         self.say()
-        self._finish()
+        self._finish(TIMEOUT)
         self._told()
 
     def over(self) -> None:
-        self._finish()
+        with contextlib.suppress(ManagerTimeout):  # of something that is over nobody needs to know it so urgently
+            self._finish(_PATIENCE)
 
-    def _finish(self) -> None:
+    def _finish(self, timeout: float) -> None:
         """Once: an answer comes once, and a refusal is raised once."""
         with self._lock:
             pending, self._pending = self._pending, None
@@ -211,7 +214,7 @@ class _Declaration(Declaration):
             if failure is not None:
                 raise failure
             if pending is not None:
-                pending.result()
+                pending.result(timeout)
 
 
 class _Making:

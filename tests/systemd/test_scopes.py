@@ -18,6 +18,7 @@ import pytest
 from gate import requires
 from programs import patient
 from sandbox_systemd.bus import Variant
+from sandbox_systemd.errors import BusTimeout
 
 import sandbox
 from sandbox import Pod, Resources, SandboxError
@@ -109,6 +110,17 @@ class TestOnePod:
                 sandbox.run(["sleep", "inf"], timeout=0.2, options=PRIVATE)
         assert eventually(lambda: not bus._wanted)  # type: ignore[attr-defined]
         assert not bus._replies  # type: ignore[attr-defined]
+
+    def test_a_manager_that_does_not_answer_holds_up_no_run(self, manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Never:
+            def result(self, timeout: float | None = None) -> tuple[Any, ...]:
+                time.sleep(timeout or 0)
+                raise BusTimeout("it is busy")
+
+        monkeypatch.setattr(manager, "begin_set_properties", lambda _unit, _rows: Never())
+        start = time.monotonic()
+        assert sandbox.run(["sleep", "0.1"], options=PRIVATE).returncode == 0
+        assert time.monotonic() - start < patient(5)
 
     def test_its_processes_are_in_there(self, pod: RunningPod, manager: Manager) -> None:
         scope = manager.get(unit_of(pod), "Scope", "ControlGroup").value
@@ -271,7 +283,7 @@ def test_a_hundred_at_once_from_four_processes() -> None:
         for client in clients:
             assert client.stdout is not None
             assert client.stdout.readline() == "up\n"
-        assert listed() == 100
+        assert eventually(lambda: listed() == 100)  # systemd is told a moment after a start what it was
         for client in clients:
             client.communicate("\n", timeout=60)
             assert client.returncode == 0
