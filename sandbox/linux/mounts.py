@@ -158,17 +158,24 @@ def remount_bind(target: str, flags: int, cleared: int = 0) -> None:
     syscalls.mount(None, target, None, c.MS_REMOUNT | c.MS_BIND | keep | (flags & ~c.MS_REC))
 
 
-def idmapped_clone(source: str, userns_fd: int, *, recursive: bool = False) -> int:
+def idmapped_clone(source: str, userns_fd: int, *, recursive: bool = False, read_only: bool = False) -> int:
     """A detached copy of the mount at ``source`` in which ids are mapped as in the user namespace (mount_setattr(2)).
 
     Needs CAP_SYS_ADMIN in the user namespace that owns the file system, and a file system with FS_ALLOW_IDMAP.
     """
-    flag = c.AT_RECURSIVE if recursive else 0
+    attributes = c.MOUNT_ATTR_IDMAP | (c.MOUNT_ATTR_RDONLY if read_only else 0)
+    return _clone(source, c.AT_RECURSIVE if recursive else 0, attributes, userns_fd)
+
+
+def read_only_clone(source: str) -> int:
+    """A detached, read-only copy of the mount at ``source``."""
+    return _clone(source, 0, c.MOUNT_ATTR_RDONLY, 0)
+
+
+def _clone(source: str, flag: int, attributes: int, userns_fd: int) -> int:
     fd = syscalls.open_tree(source, c.OPEN_TREE_CLONE | c.OPEN_TREE_CLOEXEC | flag)
     try:
-        syscalls.mount_setattr(
-            fd, "", c.AT_EMPTY_PATH | flag, attr_set=c.MOUNT_ATTR_IDMAP, userns_fd=userns_fd
-        )  # fmt: skip
+        syscalls.mount_setattr(fd, "", c.AT_EMPTY_PATH | flag, attr_set=attributes, userns_fd=userns_fd)
     except OSError:
         os.close(fd)
         raise

@@ -111,12 +111,7 @@ class _Driver:
         order = self._order
         keep = {self._channel.fileno(), *order.stdio, *order.v1_tasks, *order.layers, *order.prepared.values(),
                 *(self._job.join or {}).values()}  # fmt: skip
-        first = 3
-        for fd in sorted(fd for fd in keep if fd > 2):
-            if fd > first:
-                syscalls.close_range(first, fd - 1)
-            first = fd + 1
-        syscalls.close_range(first)
+        process.close_all_but(keep)
 
     def _enter(self) -> None:
         join = self._job.join

@@ -151,7 +151,7 @@ def finish(order: Order, channel: socket.socket, progress: Progress, staged: Col
     if order.plan.init:
         process.set_oom_score(program)
         _reap_for(program, channel, progress)
-    process.become(program, _HIGHEST_CAPABILITY)
+    process.become(program, _HIGHEST_CAPABILITY, channel.fileno())
 
 
 def intermediate(
@@ -199,7 +199,7 @@ def enter(entry: Entry, channel: socket.socket) -> NoReturn:
             progress.doing = "open the terminal"
             _give_terminal(program, channel, console=False)
         progress.doing = "start the program"
-        process.become(program, _HIGHEST_CAPABILITY)
+        process.become(program, _HIGHEST_CAPABILITY, channel.fileno())
     except BaseException as error:  # noqa: BLE001 - it is told to who waits, and the process ends
         report(channel, error, progress)
 

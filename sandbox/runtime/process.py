@@ -10,7 +10,7 @@ import fcntl
 import os
 import resource
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from sandbox.linux import capabilities, constants as c, syscalls
@@ -163,21 +163,22 @@ def _seccomp_flags(profile: Mapping[str, Any] | None) -> int:
     return flags
 
 
-def become(program: Program, highest_capability: int) -> NoReturn:
-    """Take on the program's identity and execute it. Raises only before the point of no return."""
-    take_identity(program, highest_capability)
+def become(program: Program, highest_capability: int, channel: int) -> NoReturn:
+    """Take on the program's identity and execute it. Raises only before the point of no return; ``channel`` is for telling."""
+    take_identity(program, highest_capability, channel)
     execute(program, os.execve)
     raise AssertionError("execve returned")
 
 
-def take_identity(program: Program, highest_capability: int) -> None:
-    """Everything but execve(2): limits, working directory, user, capabilities, seccomp."""
+def take_identity(program: Program, highest_capability: int, channel: int) -> None:
+    """Everything but execve(2): descriptors, limits, working directory, user, capabilities, seccomp."""
     _set_rlimits(program)
     set_oom_score(program)
     os.umask(program.umask)
     if program.personality is not None:
         syscalls.personality(program.personality)
-    syscalls.close_range(3, flags=c.CLOSE_RANGE_CLOEXEC)
+    close_all_but((channel,))
+    syscalls.close_range(channel, channel, c.CLOSE_RANGE_CLOEXEC)
     enter_cwd(program.cwd)
     if program.seccomp and not program.no_new_privileges:
         syscalls.seccomp_filter(program.seccomp, program.seccomp_flags)
@@ -186,6 +187,20 @@ def take_identity(program: Program, highest_capability: int) -> None:
         syscalls.prctl(c.PR_SET_NO_NEW_PRIVS, 1)
         if program.seccomp:
             syscalls.seccomp_filter(program.seccomp, program.seccomp_flags)
+
+
+def close_all_but(kept: Iterable[int]) -> None:
+    """Close all descriptors but the standard streams and these.
+
+    It is not left to execve(2), which closes them when it has found the program and its interpreter: an image can name one as
+    /proc/self/fd/N/…, or its working directory, and N may be a directory outside of the container's root.
+    """
+    first = 3
+    for fd in sorted(fd for fd in set(kept) if fd >= first):
+        if fd > first:
+            syscalls.close_range(first, fd - 1)
+        first = fd + 1
+    syscalls.close_range(first)
 
 
 def _set_rlimits(program: Program) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from sandbox.linux import constants as c, syscalls
 from sandbox.linux.errors import KernelError
-from sandbox.linux.mounts import idmapped_clone
+from sandbox.linux.mounts import idmapped_clone, read_only_clone
 
 from .failure import Failure, invalid
 from .steps import Scene, attach, explain_source
@@ -71,7 +71,7 @@ def parse(document: Mapping[str, Any]) -> Rootfs:
 
 
 def prepare(rootfs: Rootfs, userns_fd: int) -> list[int]:
-    """Detached copies of all layers, in order, idmapped where ids need it; runs in the shim. Empty if no ids need mapping."""
+    """Detached, read-only copies of all layers, idmapped where ids need it; runs in the shim. Empty if no ids need mapping."""
     if userns_fd < 0 or not (rootfs.idmap or any(overlay.mapped for overlay in rootfs.overlays)):
         return []
     clones: list[int] = []
@@ -79,9 +79,9 @@ def prepare(rootfs: Rootfs, userns_fd: int) -> list[int]:
         for left, layer in zip(range(len(overlay.layers), 0, -1), overlay.layers, strict=True):
             try:
                 if rootfs.idmap or left <= overlay.mapped:
-                    clones.append(idmapped_clone(layer, userns_fd))
+                    clones.append(idmapped_clone(layer, userns_fd, read_only=True))
                 else:
-                    clones.append(syscalls.open_tree(layer, c.OPEN_TREE_CLONE | c.OPEN_TREE_CLOEXEC))
+                    clones.append(read_only_clone(layer))
             except KernelError as error:
                 for fd in clones:
                     os.close(fd)

@@ -54,6 +54,8 @@ def _write(order: Order, files: Sequence[str]) -> bytes | None:
     if machine is None or not is_simple(order.plan) or order.notify or order.v1_tasks or not _streams_are_simple(order):
         return None
     candidates = process.candidates(program)
+    if any(path.startswith("/proc/") for path in candidates):
+        return None  # /proc/self/exe is another file here than elsewhere
     most = _CALLS * (1 + len(candidates) // (_CALLS // 4))
     identity = _identity(most, program[2:])
     if identity is None:
@@ -114,7 +116,8 @@ def _identity(most: int, fields: tuple[Any, ...]) -> tuple[bytes, bytes] | None:
     script.call("umask", program.umask)
     if program.personality is not None:
         script.call("personality", program.personality)
-    script.call("close_range", CHANNEL, (1 << 32) - 1, c.CLOSE_RANGE_CLOEXEC)
+    script.call("close_range", CHANNEL + 1, (1 << 32) - 1, 0)
+    script.call("close_range", CHANNEL, CHANNEL, c.CLOSE_RANGE_CLOEXEC)
     for directory in _directories(program.cwd):
         script.call("mkdirat", c.AT_FDCWD, script.text(directory), 0o755, may=ANY_ERROR)
     script.call("chdir", script.text(program.cwd))

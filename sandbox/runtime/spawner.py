@@ -74,11 +74,12 @@ def _serve(
         init.own_keyring()
         syscalls.setns(pidns_fd, c.CLONE_NEWPID)
         syscalls.setns(init_pidfd, flags)
-        channel = _only(channel)
+        # A copy of the shim's descriptors would keep the namespaces of other pods alive.
+        process.close_all_but((channel.fileno(), process.oom_score_fd()))
         become_root()
         syscalls.prctl(c.PR_SET_DUMPABLE, 0)
         os.setsid()
-        process.take_identity(program, _HIGHEST_CAPABILITY)
+        process.take_identity(program, _HIGHEST_CAPABILITY, channel.fileno())
         _send(channel, {"ready": True})
         while True:
             message, fds, _, _ = socket.recv_fds(channel, _MESSAGE, 3)
@@ -89,13 +90,6 @@ def _serve(
             _run(pickle.loads(message), fds, program, channel)  # noqa: S301 - from the shim, over a socketpair
     except BaseException as error:  # noqa: BLE001 - it is told to who waits, and the process ends
         init.report(channel, error, progress)
-
-
-def _only(channel: socket.socket) -> socket.socket:
-    """Close everything else: a copy of the shim's descriptors would keep the namespaces of other pods alive."""
-    keep = os.dup2(channel.fileno(), 3)
-    syscalls.close_range(4)
-    return socket.socket(fileno=keep)
 
 
 def _run(request: Request, fds: list[int], program: process.Program, channel: socket.socket) -> None:

@@ -19,6 +19,7 @@ from typing import NamedTuple, NoReturn
 from sandbox.linux import syscalls
 from sandbox.linux.cgroup import Cgroup
 from sandbox.linux.idmap import IdMap
+from sandbox.linux.mounts import read_only_clone
 from sandbox.runtime import finished, spare as spares, stub
 from sandbox.runtime.failure import Failure
 from sandbox.runtime.native import Launch
@@ -166,7 +167,12 @@ def _write_stub(path: str) -> int:
         os.write(fd, stub.program(stub.HERE))
     finally:
         os.close(fd)
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # Read-only: containers that run as the caller own this file, and find it as /proc/self/exe.
+    protected = read_only_clone(path)
+    try:
+        return os.open(f"/proc/self/fd/{protected}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(protected)
 
 
 def _serve(sock: socket.socket, scratch: str, idmap: IdMap, userns_fd: int, stub_fd: int) -> NoReturn:

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from sandbox.linux import constants as c, syscalls
 from sandbox.linux.errors import KernelError
@@ -19,7 +19,7 @@ from sandbox.linux.idmap import IdMap, become_root, nested
 from sandbox.runtime import native
 from sandbox.runtime.failure import Failure, describe
 
-from . import protocol
+from . import interpreter, protocol
 from .answers import Answers
 from .loop import Loop
 from .pods import Pods, World
@@ -46,10 +46,53 @@ def main(directory: RuntimeDirectory, control_fd: int, wait_fd: int, idmap: IdMa
             if not privileged:
                 become_root()
                 syscalls.prctl(c.PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of credentials clears it
-            status = _serve(directory, control_fd, idmap, privileged=privileged)
+            start = _prepare(directory, control_fd, idmap if privileged else nested(idmap), privileged=privileged)
+            if interpreter.is_exposed(start.idmap):
+                interpreter.protect()
+                interpreter.execute_again(start.to_arguments(), (start.control_fd, start.listener_fd))
+            status = _serve(start)
     except BaseException:  # noqa: BLE001 - it is told to the client, and the process ends
         sys.excepthook(*sys.exc_info())
         tell_start_failure(control_fd, sys.exc_info()[1])
+    finally:
+        os._exit(status)
+
+
+class _Start(NamedTuple):
+    """What the first half of a start leaves to the second, in the same process."""
+
+    directory: RuntimeDirectory
+    control_fd: int
+    listener_fd: int
+    soft_files: int
+    #: The map of the pods.
+    idmap: IdMap
+    privileged: bool
+
+    def to_arguments(self) -> list[str]:
+        """For a command line."""
+        numbers = (self.control_fd, self.listener_fd, self.soft_files, int(self.privileged))
+        return [self.directory.path, *map(str, numbers), json.dumps(self.idmap.to_json())]
+
+    @classmethod
+    def from_arguments(cls, arguments: list[str]) -> _Start:
+        """The reverse."""
+        path, *numbers, idmap = arguments
+        control_fd, listener_fd, soft_files, privileged = map(int, numbers)
+        return cls(RuntimeDirectory(path), control_fd, listener_fd, soft_files, parse_idmap(idmap), bool(privileged))
+
+
+def resume(arguments: list[str]) -> NoReturn:
+    """The second half, after the interpreter was executed again (:mod:`.interpreter`)."""
+    status, start = 1, _Start.from_arguments(arguments)
+    try:
+        for fd in (start.control_fd, start.listener_fd):
+            os.set_inheritable(fd, False)
+        interpreter.check(start.idmap)
+        status = _serve(start)
+    except BaseException:  # noqa: BLE001 - it is told to the client, and the process ends
+        sys.excepthook(*sys.exc_info())
+        tell_start_failure(start.control_fd, sys.exc_info()[1])
     finally:
         os._exit(status)
 
@@ -63,23 +106,26 @@ def tell_start_failure(control_fd: int, error: BaseException | None) -> None:
         pass
 
 
-def _serve(directory: RuntimeDirectory, control_fd: int, idmap: IdMap, *, privileged: bool) -> int:
+def _prepare(directory: RuntimeDirectory, control_fd: int, idmap: IdMap, *, privileged: bool) -> _Start:
     os.setsid()
-    default_signals()
     syscalls.join_session_keyring()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
     listener = _listen(directory)
     _enter_own_mounts(directory)
+    return _Start(directory, control_fd, listener.detach(), limits[0], idmap, privileged)
+
+
+def _serve(start: _Start) -> int:
+    default_signals()
     syscalls.set_title("sandbox: shim")
-    pod_map = idmap if privileged else nested(idmap)
     world = World(
-        loop=Loop(), space=directory.space, idmap=pod_map, soft_files=limits[0], privileged=privileged,
-        userns_fd=native.user_namespace(pod_map) if privileged else -1,
+        loop=Loop(), space=start.directory.space, idmap=start.idmap, soft_files=start.soft_files, privileged=start.privileged,
+        userns_fd=native.user_namespace(start.idmap) if start.privileged else -1,
         own_pidns_fd=os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC),
         own_netns_fd=os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC),
     )  # fmt: skip
-    server = Server(world, socket.socket(fileno=control_fd), listener)
+    server = Server(world, socket.socket(fileno=start.control_fd), socket.socket(fileno=start.listener_fd))
     gc.collect()
     gc.freeze()  # children share these pages; collecting would copy them
     gc.disable()
