@@ -8,7 +8,6 @@ import itertools
 import os
 import shlex
 import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -337,8 +336,8 @@ class RunningContainer(ContainerFace):
         self.terminal: int | None = None
         #: The socket on which it may say that it is ready (sd_notify(3)).
         self.notify_socket: socket.socket | None = None
-        self._agent: FileAgent | None = None
-        self._lock = threading.Lock()
+        #: The agent for its files; started at the first use.
+        self.files = FileAgent(functools.partial(self.shim.fetch, "container.files", **self.address))
 
     def _one(self) -> RunningContainer:
         return self
@@ -350,14 +349,6 @@ class RunningContainer(ContainerFace):
     def address(self) -> dict[str, str]:
         """How the shim finds it."""
         return {"pod": self.pod.id, "container": self.name}
-
-    @property
-    def files(self) -> FileAgent:
-        """The agent for its files; started at the first use."""
-        with self._lock:
-            if self._agent is None:
-                self._agent = FileAgent(self.shim.fetch("container.files", **self.address))
-            return self._agent
 
     def started(self, message: Mapping[str, Any], fds: list[int]) -> None:
         """Take what came with the news that it runs."""
@@ -406,14 +397,13 @@ class RunningContainer(ContainerFace):
 
     def signal_exec(self, number: str, tree: bool, signal: int) -> None:
         """Signal a process that was exec'd in it."""
-        with contextlib.suppress(PodStateError):
-            self.shim.call("exec.signal", **self.address, exec=number, tree=tree, signal=signal)
+        fields = {**self.address, "exec": number, "tree": tree, "signal": signal}
+        with self.shim.ask("exec.signal", fields) as conversation, contextlib.suppress(PodStateError):
+            conversation.answer()
 
     def release(self) -> None:
         """Close what is open here."""
-        if self._agent is not None:
-            self._agent.close()
-            self._agent = None
+        self.files.close()
         if self.notify_socket is not None:
             self.notify_socket.close()
             self.notify_socket = None

@@ -128,14 +128,19 @@ class RunningPod(ContainerFace):
         return {container.name: container.stop(timeout) for container in order}
 
     def close(self) -> None:
-        """Remove the pod: kill what runs, give everything back. Returns when it is gone; may be called again."""
+        """Remove the pod: kill what runs, give everything back. Returns when it is gone; may be called again.
+
+        In a fork of the process that started it, only what is open there is closed: the pod is the parent's.
+        """
         if self._removed:
             return
         self._removed = True
-        with contextlib.suppress(SandboxError):  # what it refuses to note down of a pod that goes is of no importance
-            self._when_closed()
         for container in self.containers.values():
             container.release()
+        if self.shim.foreign:
+            return
+        with contextlib.suppress(SandboxError):  # what it refuses to note down of a pod that goes is of no importance
+            self._when_closed()
         with contextlib.suppress(PodStateError):
             exits = self.shim.call("pod.remove", pod=self.id)["exits"]
             for name, container in self.containers.items():
