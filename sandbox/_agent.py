@@ -8,7 +8,7 @@ import socket
 import stat
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,8 @@ class FileAgent:
             try:
                 message, fds = protocol.receive(sock)
             except OSError as error:
-                if error.errno is None:  # our own limit of open files
-                    raise SandboxError(str(error), operation=request["op"], object=request.get("path")) from None
+                if error.errno is None:
+                    raise  # not the kernel's: descriptors were cut off, or somebody's signal handler raised TimeoutError
                 raise _ended(request) from None
             if message is None:
                 raise _ended(request)
@@ -161,14 +161,28 @@ class FileAgent:
 
         Nothing the container does can make this write outside ``target`` (:mod:`sandbox._copies`).
         """
-        with Sink(target) as sink:
+        with _writing(target, "the directory that it is to lie in has to be there"):
+            sink = Sink(target)
+        with sink:
 
             def visit(entry: dict[str, Any], fd: int) -> None:
                 if entry["type"] not in _COPIED:
                     raise _refused(entry, source)
-                sink.add(entry, fd)
+                with _writing(target / entry["name"]):
+                    sink.add(entry, fd)
 
             self.tree(source, visit)
+
+
+@contextlib.contextmanager
+def _writing(path: Path, hint: str | None = None) -> Iterator[None]:
+    """What the host's kernel refuses, with the whole path; calls that take a descriptor tell only its last part."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise  # not the kernel's: the TimeoutError of somebody's signal handler
+        raise SandboxError(operation="copy out to", path=path, errno=error.errno, hint=hint) from error
 
 
 def _ended(request: Mapping[str, Any]) -> SandboxError:

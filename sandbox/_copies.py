@@ -131,8 +131,8 @@ class Sink:
                 os.unlink(self._top, dir_fd=self._base)
         except FileNotFoundError:
             pass  # nothing was made yet
-        except OSError as left:
-            error.add_note(f"what was copied until then is in {self._target}: {left}")
+        except (OSError, RecursionError) as left:
+            error.add_note(f"what was copied until then is in {self._target} and cannot be removed: {left}")
 
     def add(self, entry: Mapping[str, Any], fd: int) -> None:
         """Write one entry; ``fd`` is that of a regular file's contents. Raises :class:`OSError`."""

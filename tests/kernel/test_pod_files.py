@@ -198,6 +198,16 @@ def test_what_was_there_before_a_copy_that_fails_stays(pod: RunningPod, tmp_path
     assert str(tmp_path / "part") in caught.value.__notes__[0]
 
 
+def test_what_is_in_the_way_on_the_host_is_named(pod: RunningPod, tmp_path: Path) -> None:
+    sh(pod, "mkdir -p /way/d; echo x > /way/d/f")
+    (tmp_path / "way").mkdir()
+    (tmp_path / "way" / "d").write_text("mine")
+    with pytest.raises(SandboxError, match=f"copy out to {tmp_path}/way/d: File exists"):
+        pod.copy_out("/way", tmp_path)
+    with pytest.raises(SandboxError, match=f"copy out to {tmp_path}/no/such: No such file"):
+        pod.copy_out("/way", tmp_path / "no" / "such")
+
+
 def test_files_of_the_host_that_nobody_in_there_may_read(pod: RunningPod, tmp_path: Path) -> None:
     """As root and as anybody else: root of the container is a stranger on the host, and told so with the whole path."""
     with pytest.raises(SandboxError, match=r"copy out `/etc/[^`]+`: Permission denied") as caught:

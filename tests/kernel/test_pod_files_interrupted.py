@@ -25,8 +25,8 @@ from sandbox.shim import protocol
 pytestmark = requires("userns", "overlay")
 
 
-class Stopped(Exception):
-    """What the handler of a signal raises."""
+class Stopped(TimeoutError):
+    """What the handler of a signal raises: an OSError that is not the kernel's, and must not be taken for one."""
 
 
 @pytest.fixture(scope="module")
