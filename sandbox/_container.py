@@ -61,7 +61,7 @@ class ContainerFace(FileCalls):
         :param text: output as ``str`` (bytes that are not UTF-8 become escapes) or as ``bytes``
         :param user: name or number, optionally with a group; looked up in the container as it is now
         :param env: variables on top of the container's, as ``Container.env`` takes them
-        :param cwd: where it starts; the container's working directory otherwise
+        :param cwd: where it starts, a directory that is there; the container's working directory otherwise
         :param tty: give it a terminal; what it writes is then all in ``stdout``
         :raises TimeoutExpired: with what it had written
         :raises CommandNotFound: there is no such program in the container

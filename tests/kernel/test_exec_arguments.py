@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 from gate import requires
 
 import sandbox
-from sandbox import ModelError
+from sandbox import ModelError, SetupError
 from sandbox.pods import RunningPod
 
 pytestmark = requires("userns", "overlay")
@@ -25,6 +27,23 @@ def pod() -> Iterator[RunningPod]:
 def test_paths_are_taken(pod: RunningPod) -> None:
     assert pod.exec(["pwd", Path("-P")], cwd=Path("/tmp"), check=True).stdout == "/tmp\n"
     assert pod.exec(["sh", "-c", "echo $A"], env={"A": Path("/x")}, check=True).stdout == "/x\n"
+
+
+@pytest.mark.parametrize("fields", [{}, {"user": 0}, {"tty": True}])
+def test_a_directory_that_is_missing_is_an_error_and_not_made(pod: RunningPod, fields: dict[str, Any]) -> None:
+    """By a copy of the shim and, after a few, by a process that waits in the container (sandbox.runtime.spawner)."""
+    for _ in range(4):
+        with pytest.raises(SetupError, match="enter the working directory `/nope/sub`: No such file") as caught:
+            pod.exec("true", cwd="/nope/sub", **fields)
+        assert (caught.value.errno, caught.value.hint) == (errno.ENOENT, "name one that is there, or make it first")
+        pod.exec("true", check=True)
+        time.sleep(0.05)
+    assert not pod.exists("/nope")
+
+
+def test_that_of_the_container_is_made_and_kept() -> None:
+    with sandbox.start(command="sleep inf", working_dir="/made/here") as other:
+        assert other.exec("pwd", check=True).stdout == "/made/here\n"
 
 
 def test_the_environment_is_given_as_to_a_container(pod: RunningPod) -> None:
