@@ -8,13 +8,14 @@ import itertools
 import os
 import shlex
 import socket
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sandbox import _arguments as arguments, _validators as v
 from sandbox._agent import FileAgent
+from sandbox._arguments import inside
+from sandbox._filecalls import FileCalls
 from sandbox._output import LineSplitter, LogRecord, Stats
 from sandbox._process import DEVNULL, PIPE, AnyText, Process, Result, Streams, Usage, signal_value
 from sandbox.errors import CalledProcessError, ContainerExited, PodStateError, SandboxError, TimeoutExpired
@@ -38,7 +39,7 @@ def split_command(command: str | Sequence[str | os.PathLike[str]]) -> list[str]:
     return shlex.split(command) if isinstance(command, str) else [os.fspath(word) for word in command]
 
 
-class ContainerFace:
+class ContainerFace(FileCalls):
     """The operations on one container. Paths are paths in the container."""
 
     def _one(self) -> RunningContainer:
@@ -49,7 +50,7 @@ class ContainerFace:
     def exec(
         self, command: str | Sequence[str | os.PathLike[str]], *, input: AnyText | None = None,
         timeout: float | None = None, check: bool = False, text: bool = True, user: str | int | None = None,
-        env: Mapping[str, str] | None = None, cwd: str | None = None, tty: bool = False,
+        env: Mapping[str, Any] | Iterable[str] | None = None, cwd: str | os.PathLike[str] | None = None, tty: bool = False,
     ) -> Result[Any]:  # fmt: skip
         """Run a program in the container and wait for it, like :func:`subprocess.run`.
 
@@ -59,17 +60,18 @@ class ContainerFace:
         :param check: raise :class:`CalledProcessError` for an exit status other than 0
         :param text: output as ``str`` (bytes that are not UTF-8 become escapes) or as ``bytes``
         :param user: name or number, optionally with a group; looked up in the container as it is now
-        :param env: variables on top of the container's
-        :param cwd: where it starts; the container's working directory otherwise
+        :param env: variables on top of the container's, as ``Container.env`` takes them
+        :param cwd: where it starts, a directory that is there; the container's working directory otherwise
         :param tty: give it a terminal; what it writes is then all in ``stdout``
         :raises TimeoutExpired: with what it had written
         :raises CommandNotFound: there is no such program in the container
         """
-        stdin = PIPE if input is not None else DEVNULL
+        timeout, data = arguments.seconds("exec", timeout), arguments.data("exec", input)
+        stdin = PIPE if data is not None else DEVNULL
         process = self.popen(command, stdin=stdin, stdout=PIPE, stderr=PIPE, text=text, user=user, env=env, cwd=cwd,
                              tty=tty, kill_with_me=True, quiet=not tty)  # fmt: skip
         try:
-            out, err = _finish(process, input, timeout)
+            out, err = _finish(process, data, timeout)
         finally:
             process.close()
         result = Result(process.args, process.returncode or 0, out, err, process.duration, process.usage,
@@ -80,8 +82,8 @@ class ContainerFace:
 
     def popen(
         self, command: str | Sequence[str | os.PathLike[str]], *, stdin: Any = None, stdout: Any = None, stderr: Any = None,
-        text: bool = True, user: str | int | None = None, env: Mapping[str, str] | None = None, cwd: str | None = None,
-        tty: bool = False, kill_with_me: bool = False, quiet: bool = False,
+        text: bool = True, user: str | int | None = None, env: Mapping[str, Any] | Iterable[str] | None = None,
+        cwd: str | os.PathLike[str] | None = None, tty: bool = False, kill_with_me: bool = False, quiet: bool = False,
     ) -> Process:  # fmt: skip
         """Start a program in the container, like :class:`subprocess.Popen`.
 
@@ -91,10 +93,13 @@ class ContainerFace:
         told by ``wait``.
         """
         me = self._one()
-        args = split_command(command)
+        args = list(arguments.checked("exec", "command", v.words, command))
+        user = arguments.user("exec", user)
+        directory = None if cwd is None else inside(cwd, "exec", "cwd")
+        variables = None if env is None else arguments.checked("exec", "env", v.environment, env)
+        document = me.process_document(args, variables, directory, user, tty=tty)
         streams = Streams(None, None, None, text=text) if tty else Streams(stdin, stdout, stderr, text=text)
-        document = me.process_document(args, env, cwd, user, tty=tty)
-        fields = {**me.address, "process": document, "user": None if user is None else str(user), "lease": kill_with_me}
+        fields = {**me.address, "process": document, "user": user, "lease": kill_with_me}
         number = f"{os.getpid()}-{next(_exec_numbers)}"
         fields = {**fields, "exec": number, "quiet": quiet}
         try:
@@ -135,99 +140,6 @@ class ContainerFace:
                 if not follow:
                     break
         yield from splitter.rest()
-
-    # -- files ----------------------------------------------------------------------------------------------------
-
-    def read_bytes(self, path: str | os.PathLike[str]) -> bytes:
-        """The contents of a regular file. Links lead nowhere but into the container's own root.
-
-        Not for ``/proc/self``: the reader is no process of the container; ``exec(["cat", …])`` is.
-        """
-        with os.fdopen(self._one().files.open(_absolute(path), os.O_RDONLY), "rb") as file:
-            return file.read()
-
-    def read_text(self, path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
-        """The contents of a text file."""
-        return self.read_bytes(path).decode(encoding)
-
-    def write_bytes(
-        self, path: str | os.PathLike[str], data: bytes, *, mode: int | None = None, user: int | None = None,
-        append: bool = False,
-    ) -> None:  # fmt: skip
-        """Write a file; directories that are missing are made. It belongs to root, or to the uid ``user``."""
-        target = _absolute(path)
-        agent = self._one().files
-        agent.ask("mkdir", path=os.path.dirname(target) or "/", parents=True, mode=0o755)
-        flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else os.O_TRUNC)
-        with os.fdopen(agent.open(target, flags, 0o644 if mode is None else mode), "wb") as file:
-            file.write(data)
-        if mode is not None or user is not None:
-            agent.ask("own", path=target, mode=mode, uid=user, gid=user)
-
-    def write_text(self, path: str | os.PathLike[str], text: str, encoding: str = "utf-8", **options: Any) -> None:
-        """Write a text file; ``options`` as for :meth:`write_bytes`."""
-        self.write_bytes(path, text.encode(encoding), **options)
-
-    def exists(self, path: str | os.PathLike[str]) -> bool:
-        """True if there is something at ``path`` (a link that leads nowhere is nothing)."""
-        try:
-            self._one().files.ask("stat", path=_absolute(path))
-        except SandboxError as error:
-            if error.errno is None:
-                raise
-            return False
-        return True
-
-    def stat(self, path: str | os.PathLike[str], *, follow: bool = True) -> dict[str, Any]:
-        """``type`` (file, directory, symlink …), ``mode``, ``uid``, ``gid``, ``size``, ``mtime_ns``, ``target``."""
-        return self._one().files.ask("stat", path=_absolute(path), follow=follow)[0]
-
-    def listdir(self, path: str | os.PathLike[str] = "/") -> list[str]:
-        """The names in a directory, sorted."""
-        names: list[str] = self._one().files.ask("list", path=_absolute(path))[0]["names"]
-        return names
-
-    def mkdir(self, path: str | os.PathLike[str], mode: int = 0o755, *, parents: bool = False) -> None:
-        """Make a directory; with ``parents`` also those above it, and it may exist."""
-        self._one().files.ask("mkdir", path=_absolute(path), mode=mode, parents=parents)
-
-    def remove(self, path: str | os.PathLike[str], *, recursive: bool = False) -> None:
-        """Remove a file or an empty directory, or with ``recursive`` a whole tree."""
-        self._one().files.ask("remove", path=_absolute(path), recursive=recursive)
-
-    def copy_in(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-        """Copy a file or a tree of the host into the container, keeping modes and times; owners become root.
-
-        Like cp: if ``target`` is a directory, the copy is made in it under its own name.
-        """
-        path, destination = Path(source), _absolute(target)
-        agent = self._one().files
-        if os.fspath(target).endswith("/") or self._is_directory(destination):
-            destination = f"{destination.rstrip('/')}/{path.resolve().name}"
-        if not path.exists():
-            raise SandboxError("it does not exist on the host", operation="copy in", path=path)
-        agent.copy_in(path, destination)
-
-    def copy_out(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
-        """Copy a file or a tree of the container to the host, keeping modes and times; returns where it is.
-
-        Like cp: if ``target`` is a directory, the copy is made in it under its own name.
-        """
-        path = _absolute(source)
-        destination = Path(target)
-        if destination.is_dir():
-            destination /= os.path.basename(path.rstrip("/")) or self._one().name
-        self._one().files.copy_out(path, destination)
-        return destination
-
-    copy_into_container = copy_in
-    copy_from_container = copy_out
-
-    def _is_directory(self, path: str) -> bool:
-        try:
-            return bool(self.stat(path)["type"] == "directory")
-        except SandboxError:
-            return False
 
     # -- images ---------------------------------------------------------------------------------------------------
 
@@ -337,8 +249,8 @@ class RunningContainer(ContainerFace):
         self.terminal: int | None = None
         #: The socket on which it may say that it is ready (sd_notify(3)).
         self.notify_socket: socket.socket | None = None
-        self._agent: FileAgent | None = None
-        self._lock = threading.Lock()
+        #: The agent for its files; started at the first use.
+        self.files = FileAgent(functools.partial(self.shim.fetch, "container.files", **self.address))
 
     def _one(self) -> RunningContainer:
         return self
@@ -350,14 +262,6 @@ class RunningContainer(ContainerFace):
     def address(self) -> dict[str, str]:
         """How the shim finds it."""
         return {"pod": self.pod.id, "container": self.name}
-
-    @property
-    def files(self) -> FileAgent:
-        """The agent for its files; started at the first use."""
-        with self._lock:
-            if self._agent is None:
-                self._agent = FileAgent(self.shim.fetch("container.files", **self.address))
-            return self._agent
 
     def started(self, message: Mapping[str, Any], fds: list[int]) -> None:
         """Take what came with the news that it runs."""
@@ -400,20 +304,19 @@ class RunningContainer(ContainerFace):
             merged.pop("HOME", None)
         if tty:
             merged.setdefault("TERM", os.environ.get("TERM", "xterm"))
-        merged.update({name: str(value) for name, value in (env or {}).items()})
+        merged.update(env or {})
         return {**base, "args": args, "env": [f"{k}={v}" for k, v in merged.items()], "cwd": cwd or base["cwd"],
                 "terminal": tty}  # fmt: skip
 
     def signal_exec(self, number: str, tree: bool, signal: int) -> None:
         """Signal a process that was exec'd in it."""
-        with contextlib.suppress(PodStateError):
-            self.shim.call("exec.signal", **self.address, exec=number, tree=tree, signal=signal)
+        fields = {**self.address, "exec": number, "tree": tree, "signal": signal}
+        with self.shim.ask("exec.signal", fields) as conversation, contextlib.suppress(PodStateError):
+            conversation.answer()
 
     def release(self) -> None:
         """Close what is open here."""
-        if self._agent is not None:
-            self._agent.close()
-            self._agent = None
+        self.files.close()
         if self.notify_socket is not None:
             self.notify_socket.close()
             self.notify_socket = None
@@ -459,13 +362,6 @@ def _finish_terminal(process: Process, timeout: float | None) -> tuple[Any, Any]
         got += data
     process.wait(_KILL_PATIENCE)
     return got.decode("utf-8", "backslashreplace"), ""
-
-
-def _absolute(path: str | os.PathLike[str]) -> str:
-    text = os.fspath(path)
-    if not text.startswith("/"):
-        raise SandboxError("paths in a container are absolute", operation="use the path", object=text, hint=f"/{text}")
-    return text
 
 
 def _stamp(seconds: float) -> str:

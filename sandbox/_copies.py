@@ -7,6 +7,7 @@ directories above it, and links are never followed: a swap makes the copy fail o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -88,24 +89,50 @@ def _odd(path: str) -> SandboxError:
 class Sink:
     """Where a tree of a container is written on the host. Entries come parents first, as a walk yields them.
 
-    A context manager: leaving it gives the directories that are still open their modes and times.
+    A context manager: leaving it gives the directories that are still open their modes and times. Leaving it with an error
+    removes what was made, unless there was something before.
     """
 
     def __init__(self, target: Path) -> None:
         self._base = os.open(target.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._top = target.name
+        self._target = target
+        #: Something lay there, which is not ours to take away.
+        self._before = os.path.lexists(target)
         #: The directories from the top down to where we are: name below the top, descriptor, entry.
         self._chain: list[tuple[str, int, Mapping[str, Any]]] = []
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
         try:
-            while self._chain:
-                self._leave()
+            try:
+                while self._chain:
+                    self._leave()
+            finally:
+                if error is not None:
+                    self._undo(error)
         finally:
             os.close(self._base)
+
+    def _undo(self, error: BaseException) -> None:
+        if self._before:
+            error.add_note(f"what was copied until then is in {self._target}, which was there before")
+            return
+        try:
+            if stat.S_ISDIR(os.stat(self._top, dir_fd=self._base, follow_symlinks=False).st_mode):
+                _make_writable(self._top, self._base)
+                for _, directories, _, fd in os.fwalk(self._top, dir_fd=self._base):
+                    for name in directories:
+                        _make_writable(name, fd)
+                shutil.rmtree(self._top, dir_fd=self._base)  # by descriptors: it follows no links
+            else:
+                os.unlink(self._top, dir_fd=self._base)
+        except FileNotFoundError:
+            pass  # nothing was made yet
+        except (OSError, RecursionError) as left:
+            error.add_note(f"what was copied until then is in {self._target} and cannot be removed: {left}")
 
     def add(self, entry: Mapping[str, Any], fd: int) -> None:
         """Write one entry; ``fd`` is that of a regular file's contents. Raises :class:`OSError`."""
@@ -140,6 +167,16 @@ class Sink:
         _, fd, entry = self._chain.pop()
         try:
             _finish(fd, entry)
+        finally:
+            os.close(fd)
+
+
+def _make_writable(name: str, parent: int) -> None:
+    """A directory that may have been given its mode already, which an ordinary user has to respect."""
+    with contextlib.suppress(OSError):  # removing it will tell
+        fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            os.chmod(f"/proc/self/fd/{fd}", 0o700)
         finally:
             os.close(fd)
 

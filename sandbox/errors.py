@@ -171,10 +171,10 @@ class SandboxError(Exception):
 
 
 class ModelError(SandboxError, ValueError):
-    """A model (Pod, Container, Mount …) was given a value that cannot mean anything.
+    """A model (Pod, Container, Mount …) or a method was given a value that cannot mean anything.
 
-    :ivar class_name: the model, ``"Resources"``
-    :ivar field: the field, ``"memory"``
+    :ivar class_name: the model, ``"Resources"``, or the method, ``"exec"``
+    :ivar field: the field, ``"memory"``, or the argument, ``"timeout"``
     :ivar value: the value as it was given
     """
 

@@ -9,7 +9,7 @@ from socket import AF_INET, AF_INET6, SOCK_STREAM, socket as Socket  # noqa: N81
 from types import TracebackType
 from typing import Any, Self
 
-from sandbox import cgroups
+from sandbox import _arguments as arguments, cgroups
 from sandbox._container import ContainerFace, RunningContainer, split_command
 from sandbox._launch import Options, Preparation, Prepared, start_error
 from sandbox._output import LogRecord, Stats
@@ -128,14 +128,19 @@ class RunningPod(ContainerFace):
         return {container.name: container.stop(timeout) for container in order}
 
     def close(self) -> None:
-        """Remove the pod: kill what runs, give everything back. Returns when it is gone; may be called again."""
+        """Remove the pod: kill what runs, give everything back. Returns when it is gone; may be called again.
+
+        In a fork of the process that started it, only what is open there is closed: the pod is the parent's.
+        """
         if self._removed:
             return
         self._removed = True
-        with contextlib.suppress(SandboxError):  # what it refuses to note down of a pod that goes is of no importance
-            self._when_closed()
         for container in self.containers.values():
             container.release()
+        if self.shim.foreign:
+            return
+        with contextlib.suppress(SandboxError):  # what it refuses to note down of a pod that goes is of no importance
+            self._when_closed()
         with contextlib.suppress(PodStateError):
             exits = self.shim.call("pod.remove", pod=self.id)["exits"]
             for name, container in self.containers.items():
@@ -203,12 +208,13 @@ def run(
     a command the image's own is run. ``input``, ``timeout``, ``check``, ``text`` and the streams are as in
     :func:`subprocess.run`; a timeout kills everything.
     """
+    timeout, data = arguments.seconds("run", timeout), arguments.data("run", input)
     if command is not None:
         fields["command"] = split_command(command)
     preparation = _preparation(as_pod(**fields), options)
     shim = preparation.shim
     prepared = _prepare(preparation, preparation.pod.containers[0])
-    streams = Streams(PIPE if input is not None else stdin, stdout, stderr, text=text)
+    streams = Streams(PIPE if data is not None else stdin, stdout, stderr, text=text)
     try:
         message = {**prepared.message, "pod": preparation.pod_document(), "stdio": "fds", "wait": "end", "remove": True}
         conversation = shim.ask("container.start", message, streams.given)
@@ -223,7 +229,7 @@ def run(
         try:
             with preparation.declared():
                 process = Process(args, conversation, streams, _no_signals, started=False)
-                out, err = process.communicate(input, timeout)
+                out, err = process.communicate(data, timeout)
         except TimeoutExpired:
             with contextlib.suppress(PodStateError):
                 shim.call("pod.remove", pod=preparation.id)

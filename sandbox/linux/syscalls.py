@@ -78,33 +78,40 @@ def invoke(function: Callable[..., int], operation: str, target: str, *arguments
     return result
 
 
+def encoded(path: str) -> bytes:
+    """A path for the kernel. NUL is refused, as :mod:`os` does it: ctypes would end the path there, and another be meant."""
+    if "\0" in path:
+        raise ValueError("a path cannot contain a NUL character")
+    return os.fsencode(path)
+
+
 def mount(source: str | None, target: str, fstype: str | None, flags: int = 0, data: str | None = None) -> None:
     """mount(2). ``target`` may be ``/proc/self/fd/N`` to mount on an object that was opened safely before."""
     invoke(
         _mount, f"mount {fstype or source or 'flags'} on", target,
-        os.fsencode(source) if source else None, os.fsencode(target), fstype.encode() if fstype else None, flags,
+        encoded(source) if source else None, encoded(target), fstype.encode() if fstype else None, flags,
         os.fsencode(data) if data else None,
     )  # fmt: skip
 
 
 def umount(target: str, flags: int = 0) -> None:
     """umount2(2)."""
-    invoke(_umount2, "unmount", target, os.fsencode(target), flags)
+    invoke(_umount2, "unmount", target, encoded(target), flags)
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
     """pivot_root(2); ``pivot_root(".", ".")`` stacks the old root above the new one, to be detached next."""
-    invoke(_pivot_root, "pivot_root to", new_root, _NUMBERS["pivot_root"], os.fsencode(new_root), os.fsencode(put_old))
+    invoke(_pivot_root, "pivot_root to", new_root, _NUMBERS["pivot_root"], encoded(new_root), encoded(put_old))
 
 
 def open_tree(path: str, flags: int, dir_fd: int = AT_FDCWD) -> int:
     """open_tree(2): a file descriptor of a mount, or with OPEN_TREE_CLONE of a detached copy."""
-    return invoke(_open_tree, "open_tree", path, _NR_OPEN_TREE, dir_fd, os.fsencode(path), flags)
+    return invoke(_open_tree, "open_tree", path, _NR_OPEN_TREE, dir_fd, encoded(path), flags)
 
 
 def move_mount(from_fd: int, to_path: str, to_fd: int = AT_FDCWD, flags: int = 0) -> None:
     """move_mount(2): attach the detached mount ``from_fd`` at ``to_path``."""
-    invoke(_move_mount, "move_mount to", to_path, _NR_MOVE_MOUNT, from_fd, b"", to_fd, os.fsencode(to_path), flags)
+    invoke(_move_mount, "move_mount to", to_path, _NR_MOVE_MOUNT, from_fd, b"", to_fd, encoded(to_path), flags)
 
 
 def mount_setattr(
@@ -113,7 +120,7 @@ def mount_setattr(
     """mount_setattr(2) with ``struct mount_attr`` version 0."""
     attr = struct.pack("=QQQQ", attr_set, attr_clr, propagation, userns_fd)
     invoke(
-        _mount_setattr, "mount_setattr", path, _NR_MOUNT_SETATTR, fd, os.fsencode(path), at_flags, attr, len(attr)
+        _mount_setattr, "mount_setattr", path, _NR_MOUNT_SETATTR, fd, encoded(path), at_flags, attr, len(attr)
     )  # fmt: skip
 
 
@@ -161,7 +168,7 @@ def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
 def openat2(path: str, flags: int, mode: int = 0, resolve: int = 0, dir_fd: int = AT_FDCWD) -> int:
     """openat2(2): open with the path walk restricted by ``resolve`` (RESOLVE_IN_ROOT, …). Close-on-exec always."""
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
-    return invoke(_openat2, "open", path, _NR_OPENAT2, dir_fd, os.fsencode(path), how, len(how))
+    return invoke(_openat2, "open", path, _NR_OPENAT2, dir_fd, encoded(path), how, len(how))
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:

@@ -199,7 +199,7 @@ def enter(entry: Entry, channel: socket.socket) -> NoReturn:
             progress.doing = "open the terminal"
             _give_terminal(program, channel, console=False)
         progress.doing = "start the program"
-        process.become(program, _HIGHEST_CAPABILITY, channel.fileno())
+        process.become(program, _HIGHEST_CAPABILITY, channel.fileno(), make_cwd=False)
     except BaseException as error:  # noqa: BLE001 - it is told to who waits, and the process ends
         report(channel, error, progress)
 

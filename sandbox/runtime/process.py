@@ -163,14 +163,14 @@ def _seccomp_flags(profile: Mapping[str, Any] | None) -> int:
     return flags
 
 
-def become(program: Program, highest_capability: int, channel: int) -> NoReturn:
+def become(program: Program, highest_capability: int, channel: int, *, make_cwd: bool = True) -> NoReturn:
     """Take on the program's identity and execute it. Raises only before the point of no return; ``channel`` is for telling."""
-    take_identity(program, highest_capability, channel)
+    take_identity(program, highest_capability, channel, make_cwd=make_cwd)
     execute(program, os.execve)
     raise AssertionError("execve returned")
 
 
-def take_identity(program: Program, highest_capability: int, channel: int) -> None:
+def take_identity(program: Program, highest_capability: int, channel: int, *, make_cwd: bool = True) -> None:
     """Everything but execve(2): descriptors, limits, working directory, user, capabilities, seccomp."""
     _set_rlimits(program)
     set_oom_score(program)
@@ -179,7 +179,7 @@ def take_identity(program: Program, highest_capability: int, channel: int) -> No
         syscalls.personality(program.personality)
     close_all_but((channel,))
     syscalls.close_range(channel, channel, c.CLOSE_RANGE_CLOEXEC)
-    enter_cwd(program.cwd)
+    enter_cwd(program.cwd, make=make_cwd)
     if program.seccomp and not program.no_new_privileges:
         syscalls.seccomp_filter(program.seccomp, program.seccomp_flags)
     _drop_privileges(program, highest_capability)
@@ -237,8 +237,10 @@ def set_oom_score(program: Program) -> None:
                       hint="lowering it below the caller's own needs CAP_SYS_RESOURCE on the host") from None  # fmt: skip
 
 
-def enter_cwd(cwd: str) -> None:
-    """Enter the working directory, made if missing, and make sure that it lies inside the root.
+def enter_cwd(cwd: str, *, make: bool) -> None:
+    """Enter the working directory and make sure that it lies inside the root.
+
+    A missing one is made for a container (``make``), as docker and podman do it; for an exec it is a mistake, to them too.
 
     A descriptor of the host reached through /proc/self/fd would lie outside: getcwd(2) then tells "(unreachable)", which
     the C library reports as ENOENT.
@@ -247,13 +249,17 @@ def enter_cwd(cwd: str) -> None:
         try:
             os.chdir(cwd)
         except FileNotFoundError:
+            if not make:
+                raise
             os.makedirs(cwd, 0o755, exist_ok=True)
             os.chdir(cwd)
         os.getcwd()
     except OSError as error:
         outside = error.errno == errno.ENOENT and error.filename is None
+        missing = error.errno == errno.ENOENT and not outside
         raise Failure(operation="enter the working directory", object=cwd, errno=error.errno,
-                      cause="it leads out of the container's root" if outside else None) from None  # fmt: skip
+                      cause="it leads out of the container's root" if outside else None,
+                      hint="name one that is there, or make it first" if missing else None) from None  # fmt: skip
 
 
 def _check_ids(*numbers: int) -> None:

@@ -94,7 +94,7 @@ def _serve(
 
 def _run(request: Request, fds: list[int], program: process.Program, channel: socket.socket) -> None:
     try:
-        process.enter_cwd(request.cwd)
+        process.enter_cwd(request.cwd, make=False)
         wanted = program._replace(args=request.args, env=request.env)
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from sandbox.errors import SandboxError, ShimDied, ShimError
+from sandbox.errors import PodStateError, SandboxError, ShimDied, ShimError
 from sandbox.linux.idmap import IdMap, host_map
 from sandbox.linux.syscalls import pidfd_open
 
@@ -34,13 +34,21 @@ class Conversation:
     def __init__(self, shim: Shim, sock: socket.socket) -> None:
         self._shim = shim
         self._socket = sock
+        self._pid = os.getpid()
 
     def fileno(self) -> int:
         """For poll(2): readable when an answer is there."""
+        self._check_process()
         return self._socket.fileno()
+
+    def _check_process(self) -> None:
+        """An answer can be read once: a forked child would take it away from its parent."""
+        if self._pid != os.getpid():
+            raise _foreign(self._pid)
 
     def answer(self, timeout: float | None = None) -> tuple[dict[str, Any], list[int]]:
         """The next answer and its descriptors. Raises what it reports, or :class:`TimeoutError`."""
+        self._check_process()
         if timeout is not None:
             poller = select.poll()
             poller.register(self._socket, select.POLLIN)
@@ -66,11 +74,21 @@ class Conversation:
         self.close()
 
 
+def _foreign(pid: int, pod: object = None) -> PodStateError:
+    """The error for a forked child that uses what its parent, process ``pid``, has started."""
+    name = pod if isinstance(pod, str) else None
+    return PodStateError(
+        f"it was made by another process ({pid}), of which this one is a fork", operation="use the pod", object=name,
+        hint="start one in this process" + (f", or reach that one with `sandbox exec {name}`" if name else ""),
+    )  # fmt: skip
+
+
 class Shim:
     """A connection to a shim: one that this process started, or another process's."""
 
     def __init__(self, control: socket.socket, directory: RuntimeDirectory) -> None:
         self._control = control
+        self._pid = os.getpid()
         self.directory = directory
         #: Unique on this machine.
         self.id = directory.id
@@ -91,8 +109,15 @@ class Shim:
             os.close(directory_fd)
         return cls(control, directory)
 
+    @property
+    def foreign(self) -> bool:
+        """True if its pods are another process's, of which this one is a fork. Whoever connected may be forked."""
+        return False
+
     def ask(self, op: str, fields: Mapping[str, Any], fds: Sequence[int] = ()) -> Conversation:
-        """Send a request; safe from any thread."""
+        """Send a request; safe from any thread. In a fork of the process that made the pods: :class:`PodStateError`."""
+        if self.foreign:
+            raise _foreign(self._pid, fields.get("pod"))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             protocol.send(self._control, {"op": op, **fields}, [theirs.fileno(), *fds])
@@ -134,7 +159,6 @@ class OwnShim(Shim):
         directory, lock = RuntimeDirectory.create()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         super().__init__(ours, directory)
-        self._pid = os.getpid()
         self._errors = os.memfd_create("sandbox-shim-stderr", os.MFD_CLOEXEC)
         self.idmap = host_map()
         try:
@@ -161,9 +185,14 @@ class OwnShim(Shim):
             os.close(own_pidfd)
 
     @property
+    def foreign(self) -> bool:
+        """True in a forked child: its parent ends the shim, and a connection of the child's would keep it alive."""
+        return self._pid != os.getpid()
+
+    @property
     def usable(self) -> bool:
-        """False in a forked child (the pods are its parent's), and when the shim is gone."""
-        return self._pid == os.getpid() and self._monitor.poll() is None
+        """False in a forked child, and when the shim is gone."""
+        return not self.foreign and self._monitor.poll() is None
 
     def death(self) -> SandboxError:
         """With what it had to say: its error output is kept."""
@@ -207,7 +236,7 @@ class OwnShim(Shim):
     def close(self) -> None:
         """End the shim and every pod; returns when they are gone."""
         self._control.close()
-        if self._pid != os.getpid():
+        if self.foreign:
             return
         try:
             self._end_of_shim(_CLOSE_PATIENCE)
@@ -225,7 +254,7 @@ class OwnShim(Shim):
 
     def __del__(self) -> None:
         """One that died was replaced, and goes with the last of its pods that somebody still holds."""
-        if getattr(self, "_errors", -1) >= 0 and self._pid == os.getpid():
+        if getattr(self, "_errors", -1) >= 0 and not self.foreign:
             self._forget()
 
 

@@ -287,15 +287,20 @@ class Pod:
         and the end of the scope.
         """
         self.drop_reserve()
-        for pid, pidfd in self.helpers:
+        for pid, pidfd in list(self.helpers):
             with contextlib.suppress(OSError):
                 syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-            os.close(pidfd)
-        self.helpers.clear()
+            self.bury(pid, pidfd)
         self._remove_cgroup()
         self._world.loop.when_idle(self._forget)
+
+    def bury(self, pid: int, pidfd: int) -> None:
+        """Wait for a helper that has ended, or was killed, and forget it."""
+        self.helpers.remove((pid, pidfd))
+        self._world.loop.forget(pidfd)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+        os.close(pidfd)
 
     def _forget(self) -> None:
         self._leave_scope()

@@ -330,8 +330,10 @@ class Pods:
         container = self._container(message)
         if "mount" not in container.namespaces:
             raise Failure("PodStateError", operation="reach the files of", object=container.name, state=container.state)
+        pod = self._pod(message)
         pid, pidfd, sock = files.start(container.namespaces)
-        self._pod(message).helpers.append((pid, pidfd))
+        pod.helpers.append((pid, pidfd))
+        self._loop.watch(pidfd, lambda _events: pod.bury(pid, pidfd))
         with sock:
             answers.finish({"event": "files"}, [sock.fileno()])
 

@@ -104,6 +104,9 @@ class TestExec:
         done = cli("exec", "-i", f"{shop.id}/db", "--", "sh", "-c", "cat; echo err >&2; exit 5", input="typed")
         assert (done.returncode, done.stdout, done.stderr) == (5, "typed", "err\n")
         assert cli("exec", f"{shop.id}/db", "nonesuch").returncode == 127
+        missing = cli("exec", "-w", "/nope", f"{shop.id}/db", "true")
+        assert missing.returncode != 0
+        assert "enter the working directory `/nope`: No such file" in missing.stderr
         assert cli("exec", f"{shop.id}/db", "/etc/passwd").returncode == 126
         assert cli("exec", f"{shop.id}/db", "sh", "-c", "kill -TERM $$").returncode == 143
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gate import requires
 
 import sandbox
-from sandbox import SandboxError
+from sandbox import ModelError, SandboxError, UserNotFound
 from sandbox.pods import RunningPod
 
 pytestmark = requires("userns", "overlay")
@@ -178,6 +179,134 @@ def test_a_tree_that_does_not_exist(pod: RunningPod, tmp_path: Path) -> None:
     with pytest.raises(SandboxError, match="No such file"):
         pod.copy_out("/not/there", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_copy_that_fails_leaves_nothing_behind(pod: RunningPod, tmp_path: Path) -> None:
+    sh(pod, "mkdir -p /half/closed; echo x > /half/closed/a; chmod 500 /half/closed; mkdir /half/d; mkfifo /half/d/pipe")
+    with pytest.raises(SandboxError, match="/half/d/pipe"):
+        pod.copy_out("/half", tmp_path / "half")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_there_before_a_copy_that_fails_stays(pod: RunningPod, tmp_path: Path) -> None:
+    sh(pod, "mkdir /part; echo x > /part/a; mkfifo /part/pipe")
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "mine").write_text("mine")
+    with pytest.raises(SandboxError) as caught:
+        pod.copy_out("/part", tmp_path)
+    assert (tmp_path / "part" / "mine").read_text() == "mine"
+    assert str(tmp_path / "part") in caught.value.__notes__[0]
+
+
+def test_what_is_in_the_way_on_the_host_is_named(pod: RunningPod, tmp_path: Path) -> None:
+    sh(pod, "mkdir -p /way/d; echo x > /way/d/f")
+    (tmp_path / "way").mkdir()
+    (tmp_path / "way" / "d").write_text("mine")
+    with pytest.raises(SandboxError, match=f"copy out to {tmp_path}/way/d: File exists"):
+        pod.copy_out("/way", tmp_path)
+    with pytest.raises(SandboxError, match=f"copy out to {tmp_path}/no/such: No such file"):
+        pod.copy_out("/way", tmp_path / "no" / "such")
+
+
+def test_files_of_the_host_that_nobody_in_there_may_read(pod: RunningPod, tmp_path: Path) -> None:
+    """As root and as anybody else: root of the container is a stranger on the host, and told so with the whole path."""
+    with pytest.raises(SandboxError, match=r"copy out `/etc/[^`]+`: Permission denied") as caught:
+        pod.copy_out("/etc", tmp_path / "etc")
+    assert "no id in the container" in str(caught.value)
+    assert "copy out what lies beside it" in str(caught.value.hint)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tree_that_cannot_be_removed_is_named_in_full() -> None:
+    with sandbox.start(command="sleep inf") as other:
+        with pytest.raises(SandboxError, match=r"remove `/etc/[^`]+`: Permission denied") as caught:
+            other.remove("/etc", recursive=True)
+        assert "no id in the container" in str(caught.value)
+
+
+def test_a_deep_tree_is_removed(pod: RunningPod) -> None:
+    sh(pod, "mkdir /deep; cd /deep; i=0; while [ $i -lt 1500 ]; do mkdir d; cd -P d; i=$((i+1)); done")
+    pod.remove("/deep", recursive=True)
+    assert not pod.exists("/deep")
+
+
+def test_what_the_readme_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8").partition("## In a script")[2]
+    code = text.partition("```python")[2].partition("```")[0]
+    assert "copy_out" in code
+    exec(compile(code, "README.md", "exec"), {})
+    assert (tmp_path / "collected" / "app.toml").read_text() == "debug = true\n"
+
+
+# --- wrong arguments ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"mode": "755"}, r"write_bytes\.mode = '755'.*\n.*mode=0o755"), ({"mode": 7.5}, r"mode = 7\.5"),
+        ({"mode": 0o10000}, "mode = 4096"), ({"user": -5}, "user = -5"), ({"user": 2**40}, "user = 1099511627776"),
+        ({"user": "no such"}, "user = 'no such'"), ({"user": 1.5}, r"user = 1\.5"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_named_and_ends_nothing(pod: RunningPod, fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(ModelError, match=text):
+        pod.write_text("/tmp/typed", "x", **fields)
+    assert not pod.exists("/tmp/typed")
+
+
+def test_a_user_by_name(pod: RunningPod) -> None:
+    pod.write_text("/etc/passwd", "root:x:0:0::/root:/bin/sh\nme:x:0:0::/me:/bin/sh\n")
+    pod.write_text("/tmp/named", "x", user="me")
+    assert pod.stat("/tmp/named")["uid"] == 0
+    with pytest.raises(UserNotFound, match="nosuch"):
+        pod.write_text("/tmp/of-nobody", "x", user="nosuch")
+    assert not pod.exists("/tmp/of-nobody")
+
+
+@requires("subuid")
+def test_a_user_by_name_or_number_with_the_group(pod: RunningPod) -> None:
+    pod.write_text("/etc/passwd", "root:x:0:0::/root:/bin/sh\nme:x:7:8::/me:/bin/sh\n")
+    pod.write_text("/etc/group", "root:x:0:\nus:x:9:\n")
+    for user, ids in (("me", (7, 8)), ("me:us", (7, 9)), (7, (7, 7)), ("5:us", (5, 9)), (0, (0, 0))):
+        pod.write_text("/tmp/named", "x", user=user)
+        found = pod.stat("/tmp/named")
+        assert (found["uid"], found["gid"]) == ids, user
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"op": "own", "path": "/tmp/agent", "mode": "755"}, {"op": "own", "path": "/tmp/agent", "uid": 2**40},
+        {"op": "open", "path": 5, "flags": 0}, {"op": "put", "path": "/tmp/agent"}, {"op": "stat", "path": None},
+        {"op": "nosuch"}, {"op": "open", "path": "/tmp/agent\0", "flags": 0}, {"op": "list", "path": [1]},
+    ],
+)  # fmt: skip
+def test_an_agent_survives_requests_that_mean_nothing(pod: RunningPod, request_: dict[str, Any]) -> None:
+    pod.write_text("/tmp/agent", "x")
+    agent = pod._one().files
+    before = agent._socket
+    with pytest.raises(SandboxError):
+        agent.ask(**request_)
+    assert pod.read_text("/tmp/agent") == "x"
+    assert agent._socket is before
+
+
+def test_nul_ends_no_path(pod: RunningPod, tmp_path: Path) -> None:
+    pod.write_text("/tmp/m", "mine")
+    path = "/tmp/m\0zzz"
+    uses: tuple[Callable[[], object], ...] = (
+        lambda: pod.write_text(path, "x"), lambda: pod.read_text(path), lambda: pod.exists(path), lambda: pod.stat(path),
+        lambda: pod.listdir(path), lambda: pod.mkdir(path), lambda: pod.remove(path), lambda: pod.copy_out(path, tmp_path),
+        lambda: pod.copy_in("/etc/passwd", path), lambda: pod.copy_in(f"{tmp_path}\0", "/tmp"),
+        lambda: pod.copy_out("/tmp/m", f"{tmp_path}\0"), lambda: pod.exec("true", cwd=path),
+        lambda: pod.exec(["true", "\0"]), lambda: pod.exec("true", env={"A": "\0"}), lambda: pod.exec("true", env={"\0": ""}),
+    )  # fmt: skip
+    for use in uses:
+        with pytest.raises(ModelError, match="NUL"):
+            use()
+    assert pod.read_text("/tmp/m") == "mine"
 
 
 def test_files_stay_readable_after_the_end() -> None:

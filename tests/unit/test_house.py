@@ -61,7 +61,7 @@ ARROWS: dict[str, set[str]] = {
 
 #: Private parts of the live side (sandbox.pods), which is above everything else in the library.
 LIVE = frozenset(f"sandbox._{part}" for part in (
-    "agent", "attach", "bpf", "container", "host", "launch", "output", "process", "running", "seccomp", "start",
+    "agent", "attach", "bpf", "container", "filecalls", "host", "launch", "output", "process", "running", "seccomp", "start",
 ))  # fmt: skip
 
 #: What runs in the shim's process, and therefore starts fast and stays small.
