@@ -423,9 +423,8 @@ def _check_subject(subject: object) -> None:
     elif isinstance(subject, Iterable):
         return
     raise ModelError(
-        f"expected a Pod, a Container or several, got {subject!r}", class_name="as_pod", field="subject",
-        value=subject, hint=hint,
-    )  # fmt: skip
+        "expected a Pod, a Container or several", class_name="as_pod", field="subject", value=subject, hint=hint
+    )
 
 
 def _kind_of(value: object) -> str:

@@ -383,10 +383,10 @@ def test_a_fifo_does_not_hang_us(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("subject", "words"),
     [
-        ("redis:7", "got 'redis:7'\n  hint: did you mean image='redis:7'?"),
-        ({"image": "redis:7"}, "got {'image': 'redis:7'}\n  hint: did you mean **fields?"),
+        ("redis:7", "= 'redis:7': expected a Pod, a Container or several\n  hint: did you mean image='redis:7'?"),
+        ({"image": "redis:7"}, "several\n  hint: did you mean **fields?"),
         (["redis:7"], "got 'redis:7': did you mean Container(image='redis:7')?"),
-        (5, "expected a Pod, a Container or several, got 5"),
+        (5, "as_pod.subject = 5: expected a Pod, a Container or several"),
     ],
 )
 def test_what_people_give_for_a_subject(subject: Any, words: str) -> None:
