@@ -22,6 +22,8 @@ class Shared:
         self._setting_up: list[pytest.FixtureDef[Any]] = []
         self._pods: list[tuple[RunningPod, pytest.FixtureDef[Any] | None, str]] = []
         self._test_is_over = False
+        #: Of the test that runs now: whatever asked for them, by a name or with ``request.getfixturevalue``.
+        self._new: list[RunningPod] = []
         #: Fixtures set up so far, ours not among them.
         self.fixtures = 0
 
@@ -36,6 +38,7 @@ class Shared:
     def test_begins(self) -> None:
         """What was removed, or has lost its fixture, before is not about it."""
         self._test_is_over = False
+        self._new.clear()
         self._pods = [
             (pod, of, name) for pod, of, name in self._pods if not pod.closed and (of is not None or name == _FACTORY)
         ]
@@ -55,9 +58,11 @@ class Shared:
     def add(self, pod: RunningPod) -> None:
         """A pod was started."""
         of = self._setting_up[-1] if self._setting_up else None
+        self._new.append(pod)
         self._pods.append((pod, of, of.argname if of else _FACTORY))
 
     def used_by(self, item: pytest.Item) -> list[RunningPod]:
         """Those that the fixtures of a test have led to; when it is over, those that are still there."""
         names = set(getattr(item, "fixturenames", ()))
-        return [pod for pod, _, name in self._pods if name in names and not (self._test_is_over and pod.closed)]
+        led_to = [pod for pod, _, name in self._pods if name in names or pod in self._new]
+        return [pod for pod in led_to if not (self._test_is_over and pod.closed)]

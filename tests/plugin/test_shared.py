@@ -103,6 +103,21 @@ def test_3():
     assert told(result) == {"test_2": ["main"], "test_3": []}
 
 
+def test_a_pod_that_a_test_has_started_by_way_of_a_fixture_it_does_not_name(run: Any) -> None:
+    result = run("""
+@pytest.fixture(scope="module")
+def one(sandbox_session_factory):
+    return sandbox_session_factory(command="sleep inf")
+
+def test_1(request):
+    request.getfixturevalue("one")
+    assert 0
+def test_2():
+    assert 0
+""")
+    assert told(result) == {"test_1": ["main"], "test_2": []}
+
+
 def test_a_fixture_that_fails_when_it_is_torn_down_has_sections(run: Any) -> None:
     result = run("""
 @pytest.fixture(scope="module")
