@@ -7,17 +7,16 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from pytest_sandbox.options import Settings
-from pytest_sandbox.state import STATE, began, others_depend_on_it, pods_of, ways_in
+from pytest_sandbox.state import REMEMBERED, STATE, began, others_depend_on_it, pods_of, ways_in
 
 if TYPE_CHECKING:
+    import pytest
+
     from sandbox import LogRecord, RunningContainer, RunningPod, Stats
     from sandbox.pods import Usage
 
 Section = tuple[str, str]
-_REMEMBERED = pytest.StashKey[list[Section]]()
 #: Colours; what else a container may write to do things to a terminal is shown as an escape.
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -47,7 +46,7 @@ def sections(item: pytest.Item) -> list[Section]:
     """A section for each container of the pods that a failed test, or its fixtures, can have used."""
     state = item.config.stash[STATE]
     own, shared = pods_of(item), state.shared.used_by(item)
-    result = [section for pod in own for section in _pod(item, pod, 0.0)] or item.stash.get(_REMEMBERED, [])
+    result = [section for pod in own for section in _pod(item, pod, 0.0)] or item.stash[REMEMBERED]
     result = [*result, *(section for pod in shared for section in _pod(item, pod, began(item)))]
     if own and state.will_keep(item):
         result.append(("sandbox kept", "\n".join(ways_in(own))))
@@ -57,7 +56,7 @@ def sections(item: pytest.Item) -> list[Section]:
 def remember(item: pytest.Item) -> None:
     """The pods of a test are about to go; that a fixture failed, which was torn down before them, is told after it."""
     if others_depend_on_it(item):
-        item.stash[_REMEMBERED] = [section for pod in pods_of(item) for section in _pod(item, pod, 0.0)]
+        item.stash[REMEMBERED] = [section for pod in pods_of(item) for section in _pod(item, pod, 0.0)]
 
 
 def _pod(item: pytest.Item, pod: RunningPod, since: float) -> Iterator[Section]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ class Shared:
         self._test_is_over = False
         #: Of the test that runs now: whatever asked for them, by a name or with ``request.getfixturevalue``.
         self._new: list[RunningPod] = []
-        #: Fixtures set up so far, ours not among them.
-        self.fixtures = 0
+        #: Fixtures set up so far that may fail when they are torn down.
+        self.with_an_end = 0
 
     def begins(self, fixture: pytest.FixtureDef[Any]) -> None:
         """A fixture is being set up; others may be meanwhile, if it asks for them."""
@@ -33,7 +34,7 @@ class Shared:
 
     def ends(self) -> None:
         """The one that began last is set up, or has failed."""
-        self.fixtures += self._setting_up.pop().argname not in OURS
+        self.with_an_end += _has_an_end(self._setting_up.pop())
 
     def test_begins(self) -> None:
         """What was removed, or has lost its fixture, before is not about it."""
@@ -66,3 +67,11 @@ class Shared:
         names = set(getattr(item, "fixturenames", ()))
         led_to = [pod for pod, _, name in self._pods if name in names or pod in self._new]
         return [pod for pod in led_to if not (self._test_is_over and pod.closed)]
+
+
+def _has_an_end(fixture: pytest.FixtureDef[Any]) -> bool:
+    """Others than ours and pytest's own, which have code behind a ``yield`` or can ask for a finalizer."""
+    function = fixture.func
+    if fixture.argname in OURS or str(getattr(function, "__module__", "")).startswith("_pytest."):
+        return False
+    return "request" in fixture.argnames or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 _BEGAN = pytest.StashKey[float]()
 _FAILED = pytest.StashKey[bool]()
+#: How many fixtures with an end there were when the first pod of a test was started.
 _FIXTURES = pytest.StashKey[int]()
+#: What there was to say of the pods of a test before they went: titles and texts.
+REMEMBERED = pytest.StashKey["list[tuple[str, str]]"]()
 _PODS = pytest.StashKey["list[RunningPod]"]()
 
 
@@ -76,7 +79,7 @@ class State:
         pods_of(node).append(pod)
         if isinstance(node, pytest.Session):
             self.shared.add(pod)
-        node.stash.setdefault(_FIXTURES, self.shared.fixtures)
+        node.stash[_FIXTURES] = min(self.shared.with_an_end, node.stash.get(_FIXTURES, sys.maxsize))
         node.ihook.pytest_sandbox_pod_started(item=node, pod=pod)
         return pod
 
@@ -215,8 +218,8 @@ def pods_of(node: pytest.Item | pytest.Session) -> list[RunningPod]:
 
 
 def others_depend_on_it(item: pytest.Item) -> bool:
-    """Whether fixtures were set up after the first pod of a test, which may use it until they are torn down."""
-    return item.config.stash[STATE].shared.fixtures > item.stash.get(_FIXTURES, sys.maxsize)
+    """Whether fixtures were set up after the first pod of a test that may use it until they are torn down, and fail then."""
+    return item.config.stash[STATE].shared.with_an_end > item.stash.get(_FIXTURES, sys.maxsize)
 
 
 def note_start(item: pytest.Item) -> None:
@@ -224,6 +227,8 @@ def note_start(item: pytest.Item) -> None:
     item.config.stash[STATE].shared.test_begins()
     item.stash[_BEGAN] = time.time()
     item.stash[_FAILED] = False
+    item.stash[_FIXTURES] = sys.maxsize
+    item.stash[REMEMBERED] = []  # it may be run again
 
 
 def began(item: pytest.Item) -> float:

@@ -80,8 +80,7 @@ def test_the_marker_of_services_too(run: Any) -> None:
 @pytest.mark.service_sandbox("/nonexistent/daemon")
 def test_it(): pass
 """)
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["E *`/nonexistent/daemon`*"])
+    result.assert_outcomes(errors=1)  # there is no such program, or nobody who would start it
 
 
 def test_a_hook_that_returns_something_else_is_named(run: Any) -> None:
