@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_sandbox import report
 from pytest_sandbox.state import STATE, State
 
 if TYPE_CHECKING:
@@ -42,10 +43,13 @@ def sandbox_session_factory(request: pytest.FixtureRequest) -> Iterator[SandboxF
 
 
 def _factory(request: pytest.FixtureRequest, node: pytest.Item | pytest.Session) -> Iterator[SandboxFactory]:
+    __tracebackhide__ = True
     state = request.config.stash[STATE]
     try:
         yield SandboxFactory(state, node)
     finally:
+        if isinstance(node, pytest.Item):
+            report.remember(node)
         state.finish(node)
 
 
@@ -57,10 +61,7 @@ def sandbox(request: pytest.FixtureRequest, sandbox_factory: SandboxFactory) -> 
     (a Pod, a Container) starts afresh: what is further away is not looked at.
     """
     __tracebackhide__ = True
-    try:
-        subject, fields = described(request.node)
-    except pytest.UsageError as error:
-        request.config.stash[STATE].fail(error)
+    subject, fields = described(request.node)
     return sandbox_factory(subject, **fields)
 
 

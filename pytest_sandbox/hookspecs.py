@@ -35,8 +35,8 @@ def pytest_sandbox_configure_pod(item: pytest.Item, pod: Pod) -> Pod | None:
 
     :param item: the test; the session for pods of ``sandbox_session_factory``
     :param pod: what the marker or the call of the factory says; frozen, so make another with :func:`attrs.evolve`
-    :return: the pod to start instead; or None for no change. Stops at the first answer that is not None; an
-        implementation with ``@pytest.hookimpl(wrapper=True)`` can add to what another one has answered.
+    :return: the pod to start instead; or None for no change. Anything else is an error. Stops at the first answer that is
+        not None; an implementation with ``@pytest.hookimpl(wrapper=True)`` can add to what another one has answered.
 
     Use in conftest: a conftest file's implementation is called for the tests in its folder and below.
     """

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pytest_sandbox import hookspecs, options, report, services
+from pytest_sandbox import hookspecs, options, report, services, tracebacks
 from pytest_sandbox.fixtures import sandbox, sandbox_factory, sandbox_session_factory
 from pytest_sandbox.services import service_sandbox, service_sandbox_factory
+from pytest_sandbox.shared import OURS
 from pytest_sandbox.state import STATE, State, note_failure, note_start
 
 __all__ = ["sandbox", "sandbox_factory", "sandbox_session_factory", "service_sandbox", "service_sandbox_factory"]
 
-_OF_PODS = frozenset({"sandbox", "sandbox_factory", "sandbox_session_factory"})
+#: marker → the fixtures that start what it describes, the first one if the test has none of them.
+_MARKERS = {"sandbox": ("sandbox", *sorted(OURS)), "service_sandbox": ("service_sandbox", "service_sandbox_factory")}
 
 _MARKER = (
     "sandbox(subject=None, /, **fields): the pod of the `sandbox` fixture. `subject` is a sandbox.Pod, a Container or "
@@ -64,7 +67,40 @@ def pytest_report_collectionfinish(
 
 
 def _uses_us(item: pytest.Item) -> bool:
-    return not _OF_PODS.isdisjoint(getattr(item, "fixturenames", ()))
+    return not OURS.isdisjoint(getattr(item, "fixturenames", ()))
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A marker is enough: tests that cannot have arguments (unittest's), or need none, get what it describes all the same."""
+    if isinstance(item, pytest.Function):
+        for marker, fixtures in _MARKERS.items():
+            if item.get_closest_marker(marker) is not None and not set(fixtures) & set(item.fixturenames):
+                item.fixturenames = [*item.fixturenames, fixtures[0]]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:  # fmt: skip
+    """Know which fixture it is that starts a pod for many tests: its tests are those that the pod is about."""
+    __tracebackhide__ = True  # else it would be in the report of every fixture that fails
+    shared = request.config.stash[STATE].shared
+    shared.begins(fixturedef)
+    try:
+        return (yield)
+    finally:
+        shared.ends()
+
+
+def pytest_fixture_post_finalizer(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
+    """Its pods have nobody any more who could use them."""
+    request.config.stash[STATE].shared.torn_down(fixturedef)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """What is torn down from now on was there during the test."""
+    item.config.stash[STATE].shared.test_ends()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -77,8 +113,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:  # fmt: skip
-    """Tell about the containers and services of a test that failed, while they are still there."""
-    del call
+    """Say what went wrong, not how the library came to it; and tell of containers and services while they are there."""
+    if not item.config.getoption("fulltrace"):
+        tracebacks.shorten(call)
     result = yield
     if result.failed:
         note_failure(item)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.options import Settings
-from pytest_sandbox.state import STATE, began, pods_of, ways_in
+from pytest_sandbox.state import REMEMBERED, STATE, began, others_depend_on_it, pods_of, ways_in
 
 if TYPE_CHECKING:
     import pytest
@@ -43,19 +43,28 @@ def found(settings: Settings) -> list[str]:
 
 
 def sections(item: pytest.Item) -> list[Section]:
-    """A section for each container that a failed test can have used."""
+    """A section for each container of the pods that a failed test, or its fixtures, can have used."""
     state = item.config.stash[STATE]
-    own, shared = pods_of(item), pods_of(item.session)
-    result = [section for pod in own for section in _pod(pod, state.settings.log_lines, 0.0)]
-    result += [section for pod in shared for section in _pod(pod, state.settings.log_lines, began(item))]
+    own, shared = pods_of(item), state.shared.used_by(item)
+    result = [section for pod in own for section in _pod(item, pod, 0.0)] or item.stash[REMEMBERED]
+    result = [*result, *(section for pod in shared for section in _pod(item, pod, began(item)))]
     if own and state.will_keep(item):
         result.append(("sandbox kept", "\n".join(ways_in(own))))
     return result
 
 
-def _pod(pod: RunningPod, lines: int, since: float) -> Iterator[Section]:
+def remember(item: pytest.Item) -> None:
+    """The pods of a test are about to go; that a fixture failed, which was torn down before them, is told after it."""
+    if others_depend_on_it(item):
+        item.stash[REMEMBERED] = [section for pod in pods_of(item) for section in _pod(item, pod, 0.0)]
+
+
+def _pod(item: pytest.Item, pod: RunningPod, since: float) -> Iterator[Section]:
     from sandbox import PodStateError, SandboxError
 
+    state = item.config.stash[STATE]
+    lines = state.settings.log_lines
+    several = len(pods_of(item)) + len(state.shared.used_by(item)) > 1
     for container in pod:
         try:
             text = "\n".join(_container(pod, container, lines, since))
@@ -63,7 +72,7 @@ def _pod(pod: RunningPod, lines: int, since: float) -> Iterator[Section]:
             text = "it was removed before the test failed"
         except (SandboxError, OSError) as error:  # the test may have killed more than containers
             text = f"nothing can be told: {error}"
-        yield f"sandbox {container.name}", text
+        yield f"sandbox {f'{pod.id}/' if several else ''}{container.name}", text
 
 
 def _container(pod: RunningPod, container: RunningContainer, lines: int, since: float) -> Iterator[str]:

@@ -37,10 +37,7 @@ class ServiceFactory:
 
         state = self._item.config.stash[STATE]
         fields.setdefault("manager", state.settings.systemd)
-        try:
-            service = sandbox.start_service(command, **fields)
-        except sandbox.SandboxError as error:
-            state.fail(error)
+        service = sandbox.start_service(command, **fields)
         self._item.stash.setdefault(_SERVICES, []).append(service)
         return service
 
@@ -64,10 +61,7 @@ def service_sandbox(
     Several markers add up, the class's before the function's, and the closest one wins.
     """
     __tracebackhide__ = True
-    try:
-        command, fields = _described(request.node)
-    except pytest.UsageError as error:
-        request.config.stash[STATE].fail(error)
+    command, fields = _described(request.node)
     return service_sandbox_factory(command, **fields)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_sandbox.options import Settings
+from pytest_sandbox.shared import Shared
 
 if TYPE_CHECKING:
     from sandbox import Pod, RunningPod
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 
 _BEGAN = pytest.StashKey[float]()
 _FAILED = pytest.StashKey[bool]()
+#: How many fixtures with an end there were when the first pod of a test was started.
+_FIXTURES = pytest.StashKey[int]()
+#: What there was to say of the pods of a test before they went: titles and texts.
+REMEMBERED = pytest.StashKey["list[tuple[str, str]]"]()
 _PODS = pytest.StashKey["list[RunningPod]"]()
 
 
@@ -29,6 +35,7 @@ class State:
         self.settings = settings
         #: Pods of failed tests that outlive them, and the tests.
         self.kept: dict[RunningPod, str] = {}
+        self.shared = Shared()
         self._alive: list[RunningPod] = []
         #: Images that a registry was asked for in this run.
         self._asked: set[str] = set()
@@ -65,24 +72,29 @@ class State:
         import sandbox
 
         self._register_sources()
-        try:
-            model = self._with_timeout(sandbox.as_pod(subject, **fields))
-        except sandbox.SandboxError as error:
-            self.fail(error)
-        model = node.ihook.pytest_sandbox_configure_pod(item=node, pod=model) or model
-        try:
-            pod = sandbox.start(model, options=self._options_for(model))
-        except sandbox.SandboxError as error:
-            self.fail(error)
+        model = self._with_timeout(sandbox.as_pod(subject, **fields))
+        model = self._configured(node, model)
+        pod = sandbox.start(model, options=self._options_for(model))
         self._alive.append(pod)
         pods_of(node).append(pod)
+        if isinstance(node, pytest.Session):
+            self.shared.add(pod)
+        node.stash[_FIXTURES] = min(self.shared.with_an_end, node.stash.get(_FIXTURES, sys.maxsize))
         node.ihook.pytest_sandbox_pod_started(item=node, pod=pod)
         return pod
 
-    def fail(self, error: Exception) -> NoReturn:
-        """Fail the test with what the error says, not with how the library came to it; --full-trace shows that too."""
-        __tracebackhide__ = True
-        raise error if self._config.getoption("fulltrace") else error.with_traceback(None)
+    def _configured(self, node: pytest.Item | pytest.Session, pod: Pod) -> Pod:
+        from sandbox import Pod
+
+        answer = node.ihook.pytest_sandbox_configure_pod(item=node, pod=pod)
+        if answer is None:
+            return pod
+        if not isinstance(answer, Pod):
+            raise pytest.UsageError(
+                f"the hook pytest_sandbox_configure_pod has returned {answer!r}: expected a sandbox.Pod or None; "
+                "attrs.evolve(pod, …) makes a changed one"
+            )
+        return answer
 
     def _with_timeout(self, pod: Pod) -> Pod:
         """Containers that leave the time for becoming ready to the default get the run's."""
@@ -115,6 +127,7 @@ class State:
 
     def finish(self, node: pytest.Item | pytest.Session) -> None:
         """The test has ended: its pods go, or stay for somebody to look at."""
+        __tracebackhide__ = True
         pods = pods_of(node)
         try:
             if pods and self.settings.keep == "failed" and node.stash.get(_FAILED, False):
@@ -123,7 +136,7 @@ class State:
             errors = self._remove([pod for pod in reversed(pods) if pod not in self.kept])
             pods.clear()
         if errors:
-            self.fail(errors[0])
+            raise errors[0]
 
     def _remove(self, pods: list[RunningPod]) -> list[Exception]:
         """Remove all of them, whatever happens to one."""
@@ -204,10 +217,18 @@ def pods_of(node: pytest.Item | pytest.Session) -> list[RunningPod]:
     return node.stash.setdefault(_PODS, [])
 
 
+def others_depend_on_it(item: pytest.Item) -> bool:
+    """Whether fixtures were set up after the first pod of a test that may use it until they are torn down, and fail then."""
+    return item.config.stash[STATE].shared.with_an_end > item.stash.get(_FIXTURES, sys.maxsize)
+
+
 def note_start(item: pytest.Item) -> None:
     """The set-up of a test begins."""
+    item.config.stash[STATE].shared.test_begins()
     item.stash[_BEGAN] = time.time()
     item.stash[_FAILED] = False
+    item.stash[_FIXTURES] = sys.maxsize
+    item.stash[REMEMBERED] = []  # it may be run again
 
 
 def began(item: pytest.Item) -> float:

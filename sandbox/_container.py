@@ -16,7 +16,7 @@ from sandbox import _arguments as arguments, _validators as v
 from sandbox._agent import FileAgent
 from sandbox._arguments import inside
 from sandbox._filecalls import FileCalls
-from sandbox._output import LineSplitter, LogRecord, Stats
+from sandbox._output import LineSplitter, LogRecord, Stats, check_selection
 from sandbox._process import DEVNULL, PIPE, AnyText, Process, Result, Streams, Usage, signal_value
 from sandbox.errors import CalledProcessError, ContainerExited, PodStateError, SandboxError, TimeoutExpired
 from sandbox.oci import stop_signal
@@ -122,6 +122,7 @@ class ContainerFace(FileCalls):
         :param tail: only so many last lines
         :param timestamps: each line begins with its time (UTC, ISO 8601)
         """
+        check_selection(stream, tail)
         records = [record for record in self.log_records() if stream in (None, record.stream)]
         if tail is not None:
             records = records[-tail:] if tail else []
@@ -327,7 +328,7 @@ class RunningContainer(ContainerFace):
 
 def _finish(process: Process, input: AnyText | None, timeout: float | None) -> tuple[Any, Any]:
     if process.terminal is not None:
-        return _finish_terminal(process, timeout)
+        return finish_terminal(process, timeout)
     try:
         return process.communicate(input, timeout)
     except TimeoutExpired as expired:
@@ -339,7 +340,7 @@ def _finish(process: Process, input: AnyText | None, timeout: float | None) -> t
         raise
 
 
-def _finish_terminal(process: Process, timeout: float | None) -> tuple[Any, Any]:
+def finish_terminal(process: Process, timeout: float | None) -> tuple[Any, Any]:
     """Read a terminal until the last process has left it (EIO)."""
     assert process.terminal is not None
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -352,7 +353,7 @@ def _finish_terminal(process: Process, timeout: float | None) -> tuple[Any, Any]
         if not poller.poll(None if deadline is None else max(deadline - time.monotonic(), 0) * 1000):
             process.kill()
             process.wait(_KILL_PATIENCE)
-            raise TimeoutExpired(process.args, timeout or 0, got.decode("utf-8", "backslashreplace"))
+            raise TimeoutExpired(process.args, timeout or 0, process.text(bytes(got)))
         try:
             data = os.read(process.terminal, 65536)
         except OSError:
@@ -361,7 +362,7 @@ def _finish_terminal(process: Process, timeout: float | None) -> tuple[Any, Any]
             break
         got += data
     process.wait(_KILL_PATIENCE)
-    return got.decode("utf-8", "backslashreplace"), ""
+    return process.text(bytes(got)), process.text(b"")
 
 
 def _stamp(seconds: float) -> str:

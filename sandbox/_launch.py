@@ -8,6 +8,7 @@ import contextlib
 import functools
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -180,11 +181,11 @@ class Preparation:
     def _check_limits(self) -> None:
         """A limit that nobody here can keep is refused before anything exists."""
         owners: list[Pod | Container] = [self.pod, *self.pod.containers]
-        for resources in (owner.resources for owner in owners):
+        for owner in owners:
             for field, controller in _CONTROLLERS:
-                value = getattr(resources, field)
+                value = getattr(owner.resources, field)
                 if value and value != -1 and controller not in self._able:
-                    self._refuse_limit(field, controller, value, best_effort=resources.best_effort)
+                    self._refuse_limit(field, controller, value, owner)
 
     def _without_unenforceable(self, container: Container, spec: dict[str, Any]) -> None:
         """Leave out of the document what was warned about: an engine would refuse it."""
@@ -193,7 +194,7 @@ class Preparation:
                 if controller not in self._able:
                     spec["linux"].get("resources", {}).pop(member, None)
 
-    def _refuse_limit(self, field: str, controller: str, value: Any, *, best_effort: bool) -> None:
+    def _refuse_limit(self, field: str, controller: str, value: Any, owner: Pod | Container) -> None:
         reason = self._giver.why_not()
         error = LimitNotEnforceable(
             operation="limit", object=f"{field}={value}", controller=controller, limit=f"{field}={value}",
@@ -201,10 +202,13 @@ class Preparation:
             cause=reason or f"cgroups come from `{self._giver.name}`, which has "
                             f"{', '.join(sorted(self._able)) or 'no controllers'}",
             hint="run as root or with a delegated cgroup (see `sandbox doctor`), or pass best_effort=True to go without",
+            container=owner.name if isinstance(owner, Container) else None,
         )  # fmt: skip
-        if not best_effort:
+        if not owner.resources.best_effort:
             raise error
-        warnings.warn(f"{field}={value} is not enforced: {error.detail}", stacklevel=5)
+        kind = "container" if isinstance(owner, Container) else "pod"
+        whose = f"{kind} `{owner.name}`" if owner.name else "the pod"
+        warnings.warn(f"{whose}: {field}={value} is not enforced: {error.detail}", stacklevel=_callers_level())
 
     def container(self, container: Container) -> Prepared:
         """Resolve the image and translate. Raises :class:`ImageError`, :class:`UserNotFound` and others."""
@@ -311,6 +315,14 @@ def _devices(pod: Pod) -> list[str]:
 def valid_name(name: str) -> str:
     """``name`` with everything that has no place in a pod's name replaced."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_")[:40] or "pod"
+
+
+def _callers_level() -> int:
+    """The ``stacklevel`` of whoever called the library: a warning about a line in here helps nobody, and is shown once only."""
+    level, frame = 0, sys._getframe(1)  # noqa: SLF001 - as warnings itself looks for a caller
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in {"sandbox", "pytest_sandbox"}:
+        level, frame = level + 1, frame.f_back
+    return level + 1
 
 
 def start_error(error: SandboxError, container: str) -> SandboxError:

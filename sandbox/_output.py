@@ -7,6 +7,8 @@ from typing import Any
 
 import attrs
 
+from sandbox.errors import ModelError
+
 
 @attrs.frozen
 class LogRecord:
@@ -117,3 +119,11 @@ class Stats:
             PidsStats(s.get("pids_current"), s.get("pids_peak"), s.get("pids_limit")),
             IoStats(s.get("io_read_bytes"), s.get("io_write_bytes")), message["pressure"],
         )  # fmt: skip
+
+
+def check_selection(stream: object, tail: object) -> None:
+    """What ``logs`` of a container may be asked for. Raises :class:`ModelError`."""
+    if stream not in {None, "stdout", "stderr"}:
+        raise ModelError('must be "stdout", "stderr" or None', class_name="logs", field="stream", value=stream)
+    if tail is not None and (not isinstance(tail, int) or tail < 0):
+        raise ModelError("must be a number of lines, from 0", class_name="logs", field="tail", value=tail)

@@ -181,6 +181,10 @@ class Process(WithStreams):
         if self.returncode is None:
             self._signal_it(True, signal.SIGKILL)
 
+    def text(self, data: bytes) -> AnyText:
+        """Output as the caller wants it."""
+        return self._streams.text(data)
+
     def communicate(self, input: AnyText | None = None, timeout: float | None = None) -> tuple[Any, Any]:
         """Write ``input``, read to the end, wait. On a timeout nothing is killed, and what was read is in the error."""
         deadline = None if timeout is None else time.monotonic() + timeout

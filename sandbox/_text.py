@@ -13,6 +13,12 @@ SHOWN_LOG_LINES = 20
 #: message.
 SHOWN_VALUE_CHARS = 120
 
+#: A line of a program's output may be longer than a value: it is what the reader wants to see.
+SHOWN_LINE_CHARS = 400
+
+#: A program may have written gigabytes; so much of their end is looked at for its last lines.
+_LOOKED_AT = 1 << 16
+
 
 def describe_exit(returncode: int, oom_killed: bool = False) -> str:
     """How a process ended, in words; ``returncode`` is negative for a signal, as in :mod:`subprocess`."""
@@ -28,11 +34,16 @@ def describe_exit(returncode: int, oom_killed: bool = False) -> str:
 
 def shorten(text: str) -> str:
     """``text`` on one line and cut in the middle if it is too long to be read in a message."""
-    line = text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    line = printable(text)
     if len(line) <= SHOWN_VALUE_CHARS:
         return line
     half = SHOWN_VALUE_CHARS // 2
     return f"{line[:half]}…{line[-half // 2 :]} ({len(text)} characters)"
+
+
+def printable(text: str) -> str:
+    """``text`` with escapes for what would do things to a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def command_text(cmd: str | Sequence[str]) -> str:
@@ -53,6 +64,20 @@ def log_lines(log: Sequence[str], title: str = "last log lines") -> list[str]:
     """A titled block of the last lines, or nothing."""
     shown = log[-SHOWN_LOG_LINES:]
     return [f"  {title}:", *(f"    {line}" for line in shown)] if shown else []
+
+
+def output_lines(output: str | bytes | None, title: str) -> list[str]:
+    """A titled block of the last lines that a program wrote, or nothing; bounded, and without escapes for a terminal."""
+    said = lines(output[-_LOOKED_AT:] if output else None)
+    shown = [_one_line(line) for line in said[-SHOWN_LOG_LINES:]]
+    cut = len(shown) < len(said) or len(output or "") > _LOOKED_AT
+    heading = f"{title} (its last {len(shown)} lines)" if cut else title
+    return [f"  {heading}:", *(f"    {line}" for line in shown)] if shown else []
+
+
+def _one_line(text: str) -> str:
+    line = printable(text.expandtabs())
+    return line if len(line) <= SHOWN_LINE_CHARS else f"{line[:SHOWN_LINE_CHARS]}… ({len(text)} characters)"
 
 
 def indent(text: str) -> str:

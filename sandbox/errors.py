@@ -1,10 +1,8 @@
 """What can go wrong, as facts.
 
 Every error of this library derives from :class:`SandboxError`. An error keeps its facts as attributes
-(``operation``,
-``object``, ``errno``, ``hint`` …) and composes its text from them, so that a program can decide on the
-facts and a
-person reads: what was done, to what, why it failed, and one remedy::
+(``operation``, ``object``, ``errno``, ``hint`` …) and composes its text from them, so that a program can decide on the
+facts and a person reads: what was done, to what, why it failed, and one remedy::
 
     mount `overlay` (/run/sandbox/x/rootfs): Operation not permitted
       cause: the kernel does not allow overlayfs in a user namespace
@@ -20,7 +18,16 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sandbox._text import command_text, describe_exit, indent, lines, log_lines, shorten, to_json
+from sandbox._text import (
+    command_text,
+    describe_exit,
+    indent,
+    lines,
+    log_lines,
+    output_lines,
+    shorten,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from typing import TypedDict, Unpack
@@ -180,9 +187,7 @@ class ModelError(SandboxError, ValueError):
 
     facts = (*SandboxError.facts, "class_name", "field", "value")
 
-    def __init__(
-        self, detail: str, *, class_name: str, field: str, value: Any = None, **facts: Unpack[Facts]
-    ) -> None:
+    def __init__(self, detail: str, *, class_name: str, field: str, value: Any = None, **facts: Unpack[Facts]) -> None:
         super().__init__(detail, **facts)
         self.class_name = class_name
         self.field = field
@@ -313,9 +318,7 @@ class ShimDied(ShimError):
 
     facts = (*ShimError.facts, "exit_status")
 
-    def __init__(
-        self, detail: str | None = None, *, exit_status: int | None = None, **facts: Unpack[Facts]
-    ) -> None:
+    def __init__(self, detail: str | None = None, *, exit_status: int | None = None, **facts: Unpack[Facts]) -> None:
         super().__init__(detail, **facts)
         self.exit_status = exit_status
 
@@ -332,9 +335,7 @@ class PodStateError(SandboxError):
 
     facts = (*SandboxError.facts, "state")
 
-    def __init__(
-        self, detail: str | None = None, *, state: str | None = None, **facts: Unpack[Facts]
-    ) -> None:
+    def __init__(self, detail: str | None = None, *, state: str | None = None, **facts: Unpack[Facts]) -> None:
         super().__init__(detail, **facts)
         self.state = state
 
@@ -424,6 +425,9 @@ class TimeoutExpired(SandboxError, subprocess.TimeoutExpired):
     def _reason(self) -> str:
         return super()._reason() or f"timed out after {self.timeout:g} s"
 
+    def __str__(self) -> str:
+        return _with_output(self)
+
 
 class CalledProcessError(SandboxError, subprocess.CalledProcessError):
     """A command run with ``check=True`` failed.
@@ -457,9 +461,13 @@ class CalledProcessError(SandboxError, subprocess.CalledProcessError):
         return super()._reason() or describe_exit(self.returncode, self.oom_killed)
 
     def __str__(self) -> str:
-        if self.logs or not self.stderr:
-            return SandboxError.__str__(self)
-        return "\n".join([SandboxError.__str__(self), *log_lines(lines(self.stderr), "stderr")])
+        return _with_output(self)
+
+
+def _with_output(error: TimeoutExpired | CalledProcessError) -> str:
+    """Its text, and how what the program wrote ends: the reason mostly is in there."""
+    output = [] if error.logs else output_lines(error.output, "stdout") + output_lines(error.stderr, "stderr")
+    return "\n".join([SandboxError.__str__(error), *output])
 
 
 def _clean(name: str, value: Any) -> Any:

@@ -248,10 +248,12 @@ class Container:
 
 
 def _containers(value: Container | Iterable[Container]) -> tuple[Container, ...]:
+    if isinstance(value, (str, Mapping)):
+        raise TypeError(f"expected containers, got {_kind_of(value)}")
     found = (value,) if isinstance(value, Container) else tuple(value)
     for item in found:
         if not isinstance(item, Container):
-            raise TypeError(f"expected containers, got {item!r}")
+            raise TypeError(f"expected containers, got {_kind_of(item)}")
     if not found:
         raise ValueError("a pod needs at least one container")
     return found
@@ -405,8 +407,28 @@ def as_pod(subject: Pod | Container | Iterable[Container] | None = None, /, **ch
     _check_known(changes)
     if subject is None or isinstance(subject, Container):
         return _pod_of_one(subject, changes)
+    if not isinstance(subject, Pod):
+        _check_subject(subject)
     pod = subject if isinstance(subject, Pod) else Pod(subject)
     return _changed_pod(pod, changes) if changes else pod
+
+
+def _check_subject(subject: object) -> None:
+    """What people give instead of a subject: the image, as to podman; the fields, as to JSON."""
+    hint = None
+    if isinstance(subject, str):
+        hint = f"did you mean image={subject!r}?"
+    elif isinstance(subject, Mapping):
+        hint = "did you mean **fields? A pod is made of named arguments: Container(image=…, command=…)"
+    elif isinstance(subject, Iterable):
+        return
+    raise ModelError(
+        "expected a Pod, a Container or several", class_name="as_pod", field="subject", value=subject, hint=hint
+    )
+
+
+def _kind_of(value: object) -> str:
+    return f"{value!r}" + (f": did you mean Container(image={value!r})?" if isinstance(value, str) else "")
 
 
 def _check_known(changes: Mapping[str, Any]) -> None:

@@ -10,8 +10,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from sandbox import _arguments as arguments, cgroups
-from sandbox._container import ContainerFace, RunningContainer, split_command
+from sandbox._container import ContainerFace, RunningContainer, finish_terminal, split_command
 from sandbox._launch import Options, Preparation, Prepared, start_error
+from sandbox._network import checked_port, listening_address
 from sandbox._output import LogRecord, Stats
 from sandbox._process import DEVNULL, PIPE, STDOUT, AnyText, Process, Result, Streams, Usage
 from sandbox._start import start_all
@@ -33,7 +34,7 @@ class RunningPod(ContainerFace):
 
     def __init__(self, shim: Shim, pod_id: str, model: Pod, *, when_closed: Callable[[], None] = lambda: None) -> None:
         self.shim = shim
-        self.id = pod_id
+        self._id = pod_id
         self.model = model
         self.containers: dict[str, RunningContainer] = {}
         self._published: dict[tuple[int, str, int], tuple[str, int]] = {}
@@ -56,6 +57,10 @@ class RunningPod(ContainerFace):
     def __len__(self) -> int:
         return len(self.containers)
 
+    def __contains__(self, item: object) -> bool:
+        """A container, or the name of one: as the keys that ``pod[…]`` takes."""
+        return any(item in (container.name, container) for container in self)
+
     def __enter__(self) -> Self:
         return self
 
@@ -73,9 +78,19 @@ class RunningPod(ContainerFace):
         return next(iter(self.containers.values()))
 
     @property
+    def id(self) -> str:
+        """Its id, unique on this machine; what ``sandbox exec`` and ``sandbox logs`` take, as ``ID/CONTAINER`` too."""
+        return self._id
+
+    @property
     def name(self) -> str | None:
         """The name it was given."""
         return self.model.name
+
+    @property
+    def closed(self) -> bool:
+        """True once it has been removed by :meth:`close`."""
+        return self._removed
 
     # -- network --------------------------------------------------------------------------------------------------
 
@@ -86,24 +101,38 @@ class RunningPod(ContainerFace):
         ))  # fmt: skip
 
     def connect(self, port: int, host: str = "127.0.0.1", *, timeout: float | None = 10.0) -> Socket:
-        """A TCP connection to a port of the pod, without any port of the host. Raises :class:`ConnectionError`."""
-        sock = self.socket(AF_INET6 if ":" in host else AF_INET)
+        """A TCP connection to a port of the pod, without any port of the host. Raises :class:`ConnectionError`.
+
+        ``host`` is an address in the pod's network, or what its containers call one another there.
+        """
+        address = (self._inside(host), checked_port(port, "connect"))
+        sock = self.socket(AF_INET6 if ":" in address[0] else AF_INET)
         try:
             sock.settimeout(timeout)
-            sock.connect((host, port))
+            sock.connect(address)
         except BaseException:
             sock.close()
             raise
         return sock
 
+    def _inside(self, host: str) -> str:
+        """The names that are in the containers' /etc/hosts are not in that of this process."""
+        own = {"localhost", self.model.hostname or self.model.name or self.id, *self.model.names}
+        own |= {container.hostname for container in self.model.containers if container.hostname}
+        others = self.model.extra_hosts | {n: a for c in self.model.containers for n, a in c.extra_hosts.items()}
+        return "127.0.0.1" if host in own else others.get(host, host)
+
     def publish(self, port: int, *, host: str = "127.0.0.1", host_port: int = 0) -> tuple[str, int]:
         """An address on the host that leads to ``port`` of the pod: (host, port), open as long as the pod is there.
 
-        A free port is chosen and held at once, so nobody else can get it in between.
+        A free port is chosen and held at once, so nobody else can get it in between. Raises :class:`ModelError` for what is
+        no port, :class:`SetupError` if ``host`` is not ours or the port is taken.
         """
-        key = (port, host, host_port)
+        key = (checked_port(port, "publish"), host, checked_port(host_port, "publish", field="host_port", low=0))
         if key not in self._published:
-            answer = self.shim.call("pod.publish", pod=self.id, port=port, host=host, host_port=host_port)
+            answer = self.shim.call(
+                "pod.publish", pod=self.id, port=port, host=listening_address(host), host_port=host_port
+            )  # fmt: skip
             self._published[key] = (answer["host"], answer["port"])
         return self._published[key]
 
@@ -135,6 +164,7 @@ class RunningPod(ContainerFace):
         if self._removed:
             return
         self._removed = True
+        self._published.clear()  # who asks for an address now is to hear that it leads nowhere
         for container in self.containers.values():
             container.release()
         if self.shim.foreign:
@@ -206,7 +236,7 @@ def run(
 
     ``fields`` describe the container (:func:`sandbox.as_pod`): ``run(["make"], image="debian:12", memory="1G")``. Without
     a command the image's own is run. ``input``, ``timeout``, ``check``, ``text`` and the streams are as in
-    :func:`subprocess.run`; a timeout kills everything.
+    :func:`subprocess.run`; a timeout kills everything. With ``tty=True`` what the terminal shows is all in ``stdout``.
     """
     timeout, data = arguments.seconds("run", timeout), arguments.data("run", input)
     if command is not None:
@@ -214,9 +244,11 @@ def run(
     preparation = _preparation(as_pod(**fields), options)
     shim = preparation.shim
     prepared = _prepare(preparation, preparation.pod.containers[0])
-    streams = Streams(PIPE if data is not None else stdin, stdout, stderr, text=text)
+    tty = bool(prepared.spec["process"].get("terminal"))
+    streams = _streams(data, stdin, stdout, stderr, text=text, tty=tty)
     try:
-        message = {**prepared.message, "pod": preparation.pod_document(), "stdio": "fds", "wait": "end", "remove": True}
+        message = {**prepared.message, "pod": preparation.pod_document(), "stdio": "fds", "wait": True if tty else "end",
+                   "remove": True}  # fmt: skip
         conversation = shim.ask("container.start", message, streams.given)
     except BaseException:
         streams.close()
@@ -225,14 +257,20 @@ def run(
     finally:
         streams.release()
     args = prepared.spec["process"]["args"]
+
+    def remove(_tree: bool = True, _signal: int = 9) -> None:
+        """A pod that is removed as a whole needs no signals to its processes."""
+        with contextlib.suppress(PodStateError):
+            shim.call("pod.remove", pod=preparation.id)
+
     with conversation, contextlib.closing(streams):
         try:
             with preparation.declared():
-                process = Process(args, conversation, streams, _no_signals, started=False)
-                out, err = process.communicate(data, timeout)
+                process = Process(args, conversation, streams, remove, started=tty)
+                with contextlib.closing(process):
+                    out, err = finish_terminal(process, timeout) if tty else process.communicate(data, timeout)
         except TimeoutExpired:
-            with contextlib.suppress(PodStateError):
-                shim.call("pod.remove", pod=preparation.id)
+            remove()
             raise
         except SandboxError as error:
             raise start_error(error, prepared.container.name) from None
@@ -242,6 +280,13 @@ def run(
     return result
 
 
-def _no_signals(_tree: bool, _signal: int) -> None:
-    """A pod that is removed as a whole needs no signals to its processes."""
-
+def _streams(input: AnyText | None, stdin: Any, stdout: Any, stderr: Any, *, text: bool, tty: bool) -> Streams:
+    """Those of :func:`run`; a terminal takes the place of all three."""
+    if not tty:
+        return Streams(PIPE if input is not None else stdin, stdout, stderr, text=text)
+    if input is not None:
+        raise PodStateError(
+            "a terminal has no end of input", operation="give input= to a program with tty=True",
+            hint="without tty=True its input is a pipe; or start a pod, and write to `popen(…, tty=True).terminal`",
+        )  # fmt: skip
+    return Streams(None, None, None, text=text)

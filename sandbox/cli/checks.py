@@ -95,6 +95,7 @@ def all_checks() -> Iterator[Check]:
     yield libseccomp()
     yield from programs()
     yield dbus()
+    yield services()
     yield store()
 
 
@@ -244,7 +245,7 @@ def cgroups() -> Iterator[Check]:
             continue
         able |= set(facts["controllers"])
         yield Check(f"cgroups: {name}", facts["why_not"] is None, "limits, freezing, usage",
-                    facts["why_not"] or f"{', '.join(facts['controllers']) or 'no controllers'}: {facts['what']}",
+                    facts["why_not"] or f"{', '.join(facts['controllers']) or 'no controllers'} for pods: {facts['what']}",
                     _GIVER_REMEDIES[name])  # fmt: skip
     missing = [text for name, text in _LIMITS.items() if name not in able]
     yield Check("limits", not missing, "the limits of Resources",
@@ -307,6 +308,32 @@ def dbus() -> Check:
     return Check("D-Bus", bool(usable), "scopes and services of systemd",
                  f"by {usable[0]}" if usable else "; ".join(filter(None, found.values())),
                  "pip install jeepney, or apt install python3-pydbus")  # fmt: skip
+
+
+def services() -> Check:
+    """Asks the manager that would run them: it enforces with its own cgroup's controllers, not with ours of version 1."""
+    from sandbox.errors import SandboxError
+    from sandbox.services.managers import home
+
+    gives = "MemoryMax=, TasksMax= … of service sandboxes"
+    try:
+        manager = home()
+        able = manager.controllers
+    except SandboxError as error:
+        first, *rest = str(error).splitlines()
+        return Check("limits of services", False, gives, first,
+                     " ".join(line.strip().removeprefix("hint: ") for line in rest) or _GIVER_REMEDIES["systemd"])  # fmt: skip
+    missing = [text for name, text in _LIMITS.items() if name not in able]
+    return Check("limits of services", not missing, gives,
+                 f"none for {', '.join(missing)}: their manager has {', '.join(sorted(able)) or 'no controllers'}"
+                 if missing else ", ".join(_LIMITS.values()),
+                 _services_remedy(manager.manager.kind))  # fmt: skip
+
+
+def _services_remedy(kind: str) -> str:
+    if kind == "user":
+        return "have the controllers delegated: systemctl edit user@.service, [Service] Delegate=cpu io memory pids"
+    return "boot with systemd.unified_cgroup_hierarchy=1; or go without (best_effort=True), or take a pod"
 
 
 def store() -> Check:

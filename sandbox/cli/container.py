@@ -197,9 +197,22 @@ def _publication(text: str) -> tuple[str, int, int]:
         ports = int(host_port or 0), int(port.removesuffix("/tcp"))
     except ValueError:
         ports = (-1, -1)
-    if not 0 <= ports[0] < 65536 or not 0 < ports[1] < 65536:
+    address = address.strip("[]") or "127.0.0.1"
+    if not 0 <= ports[0] < 65536 or not 0 < ports[1] < 65536 or (":" in address and not _is_ipv6(address)):
         raise UsageError(f"--publish={text}: expected [[ADDRESS:]PORT:]PORT, TCP only")
-    return address.strip("[]") or "127.0.0.1", *ports
+    from sandbox._network import listening_address
+
+    return listening_address(address), *ports
+
+
+def _is_ipv6(address: str) -> bool:
+    import socket
+
+    try:
+        socket.inet_pton(socket.AF_INET6, address)
+    except OSError:
+        return False
+    return True
 
 
 __all__ = ["OPTIONS", "labels", "model", "publications", "variables"]

@@ -22,6 +22,7 @@ COMMAND = Command(
     (
         Option("interactive", "Give it our standard input", "i"),
         Option("tty", "Give it a terminal", "t"),
+        Option("rm", "Remove it when it ends: always so"),
         Option("publish", "Open a TCP port of it on the host", "p", "[[IP:]PORT:]PORT", many=True),
         Option("timeout", "Kill it after this time, exit with 124", "", "SECONDS"),
         Option("stop-timeout", "Kill it so long after SIGTERM (10)", "", "SECONDS"),
@@ -60,7 +61,7 @@ def _run(given: Given, image: str, command: list[str]) -> int:
     patience = number(given["stop-timeout"], "stop-timeout")
     ports = publications(given)
     _start_shim_early()
-    from sandbox.errors import TimeoutExpired
+    from sandbox.errors import CommandNotFound, TimeoutExpired
     from sandbox.models import Pod
 
     warnings.showwarning = _warn
@@ -72,6 +73,10 @@ def _run(given: Given, image: str, command: list[str]) -> int:
         document = run.attend(ports, given, timeout, container.stop_timeout if patience is None else patience)
     except TimeoutError:
         raise TimeoutExpired(run.args, timeout or 0) from None
+    except CommandNotFound as error:
+        if command[:1] and error.object == command[0] and command[0].startswith("-"):
+            error.hint = f"options end at the image, what follows is its command: sandbox run {command[0]} … {image} …"
+        raise
     return _outcome(document)
 
 

@@ -255,6 +255,15 @@ class TestDoctor:
             assert check["found"]
             assert check["ok"] or check["remedy"]
 
+    @requires("systemd.private")
+    def test_tells_the_limits_of_services_apart(self, cli: Any) -> None:
+        """What a pod gets from version 1 hierarchies, a manager on such a machine does not have for its services."""
+        checks = json.loads(cli("doctor", "--json").stdout)["checks"]
+        (check,) = [check for check in checks if check["name"] == "limits of services"]
+        for word, limit in (("memory", "MemoryMax=64M"), ("processes", "TasksMax=9")):
+            done = cli("service", "run", "-p", limit, "true")
+            assert (done.returncode == 0) == (check["ok"] or word not in check["found"].partition(":")[0]), done.stderr
+
     def test_says_so_if_they_cannot(self, cli: Any) -> None:
         """On a machine without a place for a runtime directory, nothing runs."""
         code = (

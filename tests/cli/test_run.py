@@ -43,6 +43,15 @@ class TestStatus:
     def test_of_a_signal(self, cli: Any) -> None:
         assert cli("run", "--init", "host", "sh", "-c", "kill -USR1 $$").returncode == 128 + signal.SIGUSR1
 
+    def test_rm_is_taken_as_podman_takes_it(self, cli: Any) -> None:
+        assert cli("run", "--rm", "host", "sh", "-c", "exit 5").returncode == 5
+
+    def test_an_option_behind_the_image_is_told_from_a_program(self, cli: Any) -> None:
+        done = cli("run", "host", "--memory", "64M", "id")
+        assert done.returncode == 127
+        assert "hint: options end at the image, what follows is its command: sandbox run --memory … host …" in done.stderr
+        assert "options end" not in cli("run", "host", "nonesuch").stderr
+
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [

@@ -119,6 +119,8 @@ def test_bold_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--security-opt", "apparmor=x", "host"], 125, "--security-opt=apparmor=x: unknown"),
         (["run", "-p", "80/udp", "host"], 125, "TCP only"),
         (["run", "-p", "0", "host"], 125, "--publish=0"),
+        (["run", "-p", "80:80:80:80", "host"], 125, "--publish=80:80:80:80: expected [[ADDRESS:]PORT:]PORT"),
+        (["run", "-p", "no-such-host.invalid:80:80", "host"], 125, "listen on `no-such-host.invalid`: "),
         (["run", "--timeout", "soon", "host"], 125, "not a number of seconds"),
         (["run", "--ulimit", "nofile", "host"], 125, "expected KEY=VALUE"),
         (["exec", "pod"], 125, "expected a pod and a command"),

@@ -79,10 +79,13 @@ EXAMPLES: list[tuple[SandboxError, str]] = [
         errors.ReadinessTimeout(operation="wait for", object="db", timeout=2.5, last_seen="nothing listens"),
         "wait for `db`: not ready after 2.5 s; last seen: nothing listens",
     ),
-    (errors.TimeoutExpired(["sleep", "9"], 0.5, output="x"), "exec `sleep 9`: timed out after 0.5 s"),
     (
-        errors.CalledProcessError(1, ["make"], stderr="no rule\n"),
-        "exec `make`: exit status 1\n  stderr:\n    no rule",
+        errors.TimeoutExpired(["sleep", "9"], 0.5, output="x", stderr=b"\xff\n"),
+        "exec `sleep 9`: timed out after 0.5 s\n  stdout:\n    x\n  stderr:\n    \\xff",
+    ),
+    (
+        errors.CalledProcessError(1, ["make"], "cc\r\nld\r\n", "no rule\n"),
+        "exec `make`: exit status 1\n  stdout:\n    cc\n    ld\n  stderr:\n    no rule",
     ),
     (errors.CalledProcessError(-40, "x"), "exec `x`: killed by signal 40"),
     (SandboxError(), "SandboxError"),
@@ -149,6 +152,18 @@ def test_long_and_unprintable_objects_do_not_bury_the_message() -> None:
     assert len(text) < 300
     assert "\x1b" not in text
     assert text.endswith("too long")
+
+
+def test_output_is_bounded_and_leaves_the_terminal_alone() -> None:
+    output = "".join(f"{number}\n" for number in range(100_000)) + "\x1b]0;title\x07\tend\n" + "x" * 2000
+    text = str(errors.CalledProcessError(1, ["make"], output, "\x1b[2J"))
+    head, title, *shown = text.splitlines()
+    assert (head, title) == ("exec `make`: exit status 1", "  stdout (its last 20 lines):")
+    assert [line.strip() for line in (shown[0], shown[17])] == ["99982", "99999"]
+    assert shown[18].split() == ["\\x1b]0;title\\x07", "end"]
+    assert shown[19] == "    " + "x" * 400 + "… (2000 characters)"
+    assert shown[20:] == ["  stderr:", "    \\x1b[2J"]
+    assert len(text) < 2000
 
 
 def test_only_the_last_log_lines_are_shown() -> None:

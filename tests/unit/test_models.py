@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -377,3 +378,19 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
 def test_a_fifo_does_not_hang_us(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     assert read_env_file(tmp_path / "fifo") == {}
+
+
+@pytest.mark.parametrize(
+    ("subject", "words"),
+    [
+        ("redis:7", "= 'redis:7': expected a Pod, a Container or several\n  hint: did you mean image='redis:7'?"),
+        ({"image": "redis:7"}, "several\n  hint: did you mean **fields?"),
+        (["redis:7"], "got 'redis:7': did you mean Container(image='redis:7')?"),
+        (5, "as_pod.subject = 5: expected a Pod, a Container or several"),
+    ],
+)
+def test_what_people_give_for_a_subject(subject: Any, words: str) -> None:
+    with pytest.raises(ModelError, match=re.escape(words)):
+        as_pod(subject)
+    with pytest.raises(ModelError, match="got 'redis:7'"):
+        Pod("redis:7")  # type: ignore[arg-type]
