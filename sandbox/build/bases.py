@@ -12,15 +12,17 @@ from sandbox import oci
 from sandbox.build.copying import Order
 from sandbox.build.draft import Draft
 from sandbox.build.errors import BuildError
+from sandbox.build.mmdebstrap import is_harmless
 from sandbox.build.workshop import Workshop, key_of, layers_of
 from sandbox.images import registered_transports, resolve
 from sandbox.images.references import parse
 
 if TYPE_CHECKING:
+    from sandbox.build.dockerfile import Instruction
     from sandbox.images.image import Image
     from sandbox.images.store import Store
 
-__all__ = ["base", "draft_of", "identity", "stored"]
+__all__ = ["base", "check_reach", "draft_of", "identity", "stored"]
 
 #: Members of a configuration that every draft makes anew.
 _OWN = ("rootfs", "history", "created")
@@ -48,6 +50,31 @@ def base(reference: str, workshop: Workshop) -> Draft:
     options = workshop.options
     image = resolve(reference, store=store, pull=options.pull, lock=options.lock or "none")
     return stored(image, store) or draft_of(image, workshop)
+
+
+def check_reach(reference: str, by: Instruction) -> None:
+    """Whether an instruction that is not the caller's own may name this image.
+
+    A build reads the files of its context and nothing else of this machine, and runs nothing outside of a sandbox: neither
+    ``dir:/home/me`` nor ``mmdebstrap:…?aptopt=…``, whose options are commands, is a Dockerfile's to name.
+
+    :raises BuildError: it may not
+    """
+    if reference == "scratch":
+        return
+    parsed = parse(reference, registered_transports())
+    if parsed.transport == "docker" or (parsed.transport == "mmdebstrap" and by.author == "file" and is_harmless(parsed)):
+        return
+    if by.author == "image":
+        raise BuildError(
+            "ONBUILD of a base image may name stages and images of the store and of registries only", operation="build from",
+            object=reference, hint="do the step in the Dockerfile itself",
+        )  # fmt: skip
+    raise BuildError(
+        "a Dockerfile may name stages, images of the store and of registries, and mmdebstrap:SUITE?include=PACKAGE,… only",
+        operation="build from", object=reference,
+        hint="`sandbox build --local-images`, if you trust it with all that you may read; or build it in Python: sandbox.Image",
+    )  # fmt: skip
 
 
 def stored(image: Image, store: Store) -> Draft | None:

@@ -63,6 +63,8 @@ class Instruction:
     place: str
     #: The escape character of its file.
     escape: str = "\\"
+    #: Who wrote it: the program that builds (``caller``), a ``file``, or a base ``image`` (its ONBUILD).
+    author: str = "caller"
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -186,7 +188,7 @@ class _Lines:
         keyword, rest = (*text.split(None, 1), "")[:2]
         keyword = keyword.upper()
         place = f"{self._name}:{begin + 1}" if self._numbered else self._name
-        bare = Instruction(keyword, (), rest, None, (), place, self._escape)
+        bare = Instruction(keyword, (), rest, None, (), place, self._escape, author="file")
         if keyword not in KEYWORDS:
             raise _unknown(bare)
         if not rest and keyword not in ("CMD", "ENTRYPOINT"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import attrs
 
 from sandbox.build import files, mounts
-from sandbox.build.bases import base
+from sandbox.build.bases import base, check_reach
 from sandbox.build.context import Context
 from sandbox.build.dockerfile import Instruction, parse_instruction
 from sandbox.build.draft import Draft, LayerRef
@@ -72,6 +72,8 @@ class Settings:
     secrets: Mapping[str, Path] = attrs.field(factory=dict)
     #: More labels of the result.
     labels: Mapping[str, str] = attrs.field(factory=dict)
+    #: FROM and ``--from`` in a Dockerfile may name anything here, not only stages and images of the store and of registries.
+    local_images: bool = False
 
 
 class Executor:
@@ -115,10 +117,14 @@ class Executor:
         self._known[directory].save()
         return found
 
-    def source(self, name: str, before: int) -> Draft:
+    def source(self, name: str, before: int, by: Instruction) -> Draft:
         """What ``--from`` and FROM name: an earlier stage, or an image."""
         found = self.plan.find(name, before)
-        return self.stage(found) if found is not None else base(name, self.workshop)
+        if found is not None:
+            return self.stage(found)
+        if not (by.author == "caller" or (by.author == "file" and self.settings.local_images)):
+            check_reach(name, by)
+        return base(name, self.workshop)
 
 
 class _Run:
@@ -138,7 +144,7 @@ class _Run:
     def carry_out(self) -> Draft:
         with _at(self._stage.start):
             self._tell(self._stage.start)
-            self._draft = self._executor.source(self._stage.base, self._stage.index)
+            self._draft = self._executor.source(self._stage.base, self._stage.index, self._stage.start)
         if "PATH" not in self._draft.env:
             self._draft = self._draft.configured(Env=[f"PATH={_PATH}", *(self._draft.config.get("Env") or ())])
         for instruction in (*self._triggers(), *self._stage.instructions):
@@ -157,7 +163,8 @@ class _Run:
         if texts:
             self._draft = self._draft.configured(OnBuild=None)
         self._total += len(texts)
-        return [parse_instruction(text, place=f"{self._stage.start.place} (ONBUILD)") for text in texts]
+        found = (parse_instruction(text, place=f"{self._stage.start.place} (ONBUILD)") for text in texts)
+        return [attrs.evolve(instruction, author="image") for instruction in found]
 
     @property
     def variables(self) -> dict[str, str]:
@@ -226,7 +233,7 @@ class _Run:
 
     def _source(self, instruction: Instruction, job: files.CopyJob, stack: contextlib.ExitStack) -> files.Source:
         if job.origin is not None:
-            draft = self._executor.source(job.origin, self._stage.index)
+            draft = self._executor.source(job.origin, self._stage.index, instruction)
             return files.from_image(draft, self._workshop.store, job)
         if job.urls:
             return files.downloaded(instruction, job, self._workshop, stack)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import urllib.parse
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
     from sandbox.images.references import Reference
     from sandbox.images.store import Store
 
-__all__ = ["command", "draft", "resolve"]
+__all__ = ["command", "draft", "is_harmless", "resolve"]
 
 #: Parameter → whether it may be given more than once. All are options of mmdebstrap(1) but for the mirror.
 _PARAMETERS = {
     "include": True, "variant": False, "components": True, "architectures": False, "mirror": True, "aptopt": True,
     "dpkgopt": True, "mode": False, "keyring": True,
 }  # fmt: skip
+#: What says which packages, not how or from where they are installed.
+_HARMLESS = frozenset({"include", "variant", "components", "architectures"})
+_WORDS = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.:,~=_-]*")
 _VARIANT = "minbase"
 _CHUNK = 1 << 20
 _LINES = 30
@@ -41,6 +45,14 @@ def resolve(reference: Reference, store: Store) -> Image:
     argv = command(reference)
     digest = workshop.once(f"mmdebstrap:{key_of(argv)}", lambda: draft(reference, argv, workshop))
     return Manifests(store.blobs, reference.text, store).image(Images(store).get(digest).start)
+
+
+def is_harmless(reference: Reference) -> bool:
+    """Whether it names packages of the machine's own mirror, and nothing that mmdebstrap would execute, trust or read."""
+    suite, _, query = reference.path.partition("?")
+    given = urllib.parse.parse_qsl(query, keep_blank_values=True, separator="&")
+    words = (suite, *(value for _, value in given))
+    return all(name in _HARMLESS for name, _ in given) and all(_WORDS.fullmatch(word) for word in words)
 
 
 def command(reference: Reference) -> list[str]:

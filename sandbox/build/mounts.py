@@ -93,7 +93,7 @@ class Mounts:
 
     def _content(self, wanted: Wanted) -> object:
         if origin := wanted.options.get("from"):
-            return self._executor.source(origin, self._stage.index).identity
+            return self._executor.source(origin, self._stage.index, self._instruction).identity
         return self._executor.digest(self._context, [wanted.options.get("source", ".")])
 
     def mount(self, wanted: Wanted) -> Mount:
@@ -120,7 +120,7 @@ class Mounts:
         workshop, context = self._executor.workshop, self._context
         source = wanted.options.get("source", ".")
         if origin := wanted.options.get("from"):
-            draft = self._executor.source(origin, self._stage.index)
+            draft = self._executor.source(origin, self._stage.index, self._instruction)
             place = layers_of(draft.image(workshop.store, origin)) if draft.layers else []
             order = Order(target="/files/", patterns=(source,), owner=None, lenient=True)
             layer = workshop.copy([], place, order)

@@ -27,6 +27,7 @@ COMMAND = Command(
         Option("network", "Network of RUN: `host` (default), `none`", "", "NETWORK"),
         Option("secret", "A file for RUN --mount=type=secret", "", "id=ID,src=FILE", many=True),
         Option("label", "Label the image", "", "NAME=VALUE", many=True),
+        Option("local-images", "FROM and --from may name anything here: dir:, oci:, build:, mmdebstrap:"),
         Option("quiet", "Print the digest only", "q"),
         Option("json", "Print what was built as JSON"),
     ),
@@ -68,6 +69,7 @@ def settings(given: Given) -> Settings:
     return Settings(
         _pairs(given["build-arg"], "build-arg", from_environment=True), given["network"] or "host", bool(given["no-cache"]),
         dict(_secret(text) for text in given["secret"]), _pairs(given["label"], "label"),
+        bool(given["local-images"]),
     )  # fmt: skip
 
 
