@@ -5,17 +5,21 @@ any unprivileged user of the machine may read and nothing else, whoever started 
 What strangers cannot do is write into directories of the host, not even through an overlay. So a second layer, made once
 per shim, holds the same directories owned by the container's root, and copies of the readable files of /etc.
 
-Only the system's own trees are brought in. Homes, /run, /tmp, /var/log … are empty directories of the container.
+Only the system's own trees are brought in. Homes, /run, /tmp, /var/log … are empty directories of the container. Where the
+container's root is the caller himself, he is no stranger to his own files, so his home is empty too if it lies in such a tree.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pwd
 import stat
 from collections.abc import Iterator
 
 from sandbox.linux import constants as c, syscalls
 from sandbox.linux.errors import KernelError
+from sandbox.linux.idmap import outside_uid
 from sandbox.linux.mounts import bind, mount_table
 
 from .rootfs import Overlay, Rootfs
@@ -53,7 +57,24 @@ def build(skeleton: str, owner: tuple[int, int]) -> Rootfs:
         elif _is_directory(tree):
             overlays += _overlays(tree, 1, skeleton, owner, covered)
             entries.append((tree, 0o755))
+    overlays += _empty_homes([path for path, _ in entries], skeleton, owner)
     return Rootfs(tuple(overlays), idmap=False, size=None, skeleton=tuple(entries))
+
+
+def _empty_homes(trees: list[str], skeleton: str, owner: tuple[int, int]) -> Iterator[Overlay]:
+    """An empty directory for the caller's own home, if it lies in one of the trees, as those of build agents and services do.
+
+    To an ordinary user's container, whose root he is, nothing in there is a stranger's.
+    """
+    homes = {os.environ.get("HOME", "/")}
+    with contextlib.suppress(KeyError):
+        homes.add(pwd.getpwuid(outside_uid()).pw_dir)
+    for number, home in enumerate(sorted({os.path.realpath(home) for home in homes})):
+        inside = any(home.startswith(f"{tree}/") for tree in trees)
+        if inside and _is_directory(home) and os.stat(home).st_uid == owner[0]:
+            empty = f"{skeleton}/home{number}"
+            _make_directory(empty, 0o700, owner)
+            yield Overlay(home, (empty,), alike=True)
 
 
 def with_layers(root: Rootfs, layers: tuple[str, ...]) -> Rootfs:
