@@ -57,11 +57,11 @@ def build(skeleton: str, owner: tuple[int, int]) -> Rootfs:
         elif _is_directory(tree):
             overlays += _overlays(tree, 1, skeleton, owner, covered)
             entries.append((tree, 0o755))
-    overlays += _empty_homes([path for path, _ in entries], skeleton, owner)
+    overlays += _empty_homes(skeleton, owner)
     return Rootfs(tuple(overlays), idmap=False, size=None, skeleton=tuple(entries))
 
 
-def _empty_homes(trees: list[str], skeleton: str, owner: tuple[int, int]) -> Iterator[Overlay]:
+def _empty_homes(skeleton: str, owner: tuple[int, int]) -> Iterator[Overlay]:
     """An empty directory for the caller's own home, if it lies in one of the trees, as those of build agents and services do.
 
     To an ordinary user's container, whose root he is, nothing in there is a stranger's.
@@ -70,7 +70,7 @@ def _empty_homes(trees: list[str], skeleton: str, owner: tuple[int, int]) -> Ite
     with contextlib.suppress(KeyError):
         homes.add(pwd.getpwuid(outside_uid()).pw_dir)
     for number, home in enumerate(sorted({os.path.realpath(home) for home in homes})):
-        inside = any(home.startswith(f"{tree}/") for tree in trees)
+        inside = any(home.startswith(f"{tree}/") for tree in (*_TREES, *_PROGRAM_TREES))
         if inside and _is_directory(home) and os.stat(home).st_uid == owner[0]:
             empty = f"{skeleton}/home{number}"
             _make_directory(empty, 0o700, owner)
