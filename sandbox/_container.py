@@ -404,10 +404,12 @@ class RunningContainer(ContainerFace):
         return {**base, "args": args, "env": [f"{k}={v}" for k, v in merged.items()], "cwd": cwd or base["cwd"],
                 "terminal": tty}  # fmt: skip
 
-    def signal_exec(self, number: str, tree: bool, signal: int) -> None:
-        """Signal a process that was exec'd in it."""
+    def signal_exec(self, number: str, tree: bool, signal: int) -> bool:
+        """Signal a process that was exec'd in it; False if that had ended by itself."""
         with contextlib.suppress(PodStateError):
-            self.shim.call("exec.signal", **self.address, exec=number, tree=tree, signal=signal)
+            answer = self.shim.call("exec.signal", **self.address, exec=number, tree=tree, signal=signal)
+            return bool(answer["event"] == "signalled")
+        return True
 
     def release(self) -> None:
         """Close what is open here."""
@@ -428,8 +430,10 @@ def _finish(process: Process, input: AnyText | None, timeout: float | None) -> t
     try:
         return process.communicate(input, timeout)
     except TimeoutExpired as expired:
-        process.kill()
+        killed = process.kill()
         out, err = process.communicate(timeout=_KILL_PATIENCE)
+        if not killed:  # it ended in that very moment
+            return out, err
         raise TimeoutExpired(process.args, timeout or 0, out, err) from expired
     except BaseException:
         process.kill()
@@ -447,7 +451,8 @@ def _finish_terminal(process: Process, timeout: float | None) -> tuple[Any, Any]
     poller.register(process.terminal, select.POLLIN)
     while True:
         if not poller.poll(None if deadline is None else max(deadline - time.monotonic(), 0) * 1000):
-            process.kill()
+            if not process.kill():
+                break
             process.wait(_KILL_PATIENCE)
             raise TimeoutExpired(process.args, timeout or 0, got.decode("utf-8", "backslashreplace"))
         try:

@@ -236,6 +236,7 @@ def run(
     return result
 
 
-def _no_signals(_tree: bool, _signal: int) -> None:
+def _no_signals(_tree: bool, _signal: int) -> bool:
     """A pod that is removed as a whole needs no signals to its processes."""
+    return True
 
