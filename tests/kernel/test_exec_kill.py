@@ -186,6 +186,11 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+def stop(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: "State:\tT" in Path(f"/proc/{pid}/status").read_text())
+
+
 def spawner_of(pod: sandbox.RunningPod) -> int:
     """The child of the shim that has joined the pod's network and no process namespace, and lives in the cgroup of an exec."""
     network = pod.exec(["readlink", "/proc/self/ns/net"]).stdout.strip()
@@ -224,7 +229,7 @@ class TestASpawnerThatDies:
         """For certain that program was not started; so it is now."""
         for _ in range(3):
             spawner = self.until_there(pod)
-            os.kill(spawner, signal.SIGSTOP)
+            stop(spawner)
             with pod.popen(["cat"], stdin=PIPE, stdout=PIPE, quiet=True) as process:
                 os.kill(spawner, signal.SIGKILL)
                 assert process.communicate("in", timeout=10) == ("in", "")
@@ -232,7 +237,7 @@ class TestASpawnerThatDies:
 
     def test_and_the_exec_is_killed_as_well(self, pod: sandbox.RunningPod) -> None:
         spawner = self.until_there(pod)
-        os.kill(spawner, signal.SIGSTOP)
+        stop(spawner)
         mark = unique_seconds()
         with pytest.raises(sandbox.TimeoutExpired):
             pod.exec(["sleep", mark], timeout=0.05)
