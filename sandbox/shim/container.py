@@ -91,10 +91,9 @@ class Child:
                 with contextlib.suppress(OSError):
                     self._channel.send(b"stop")
             return
-        try:
-            syscalls.pidfd_send_signal(self.pidfd, number)
-        except ProcessLookupError:
-            pass
+        if self.returncode is None:  # afterwards the descriptor's number is another's
+            with contextlib.suppress(ProcessLookupError):
+                syscalls.pidfd_send_signal(self.pidfd, number)
 
     def _heard(self, _events: int) -> None:
         assert self._channel is not None
