@@ -309,11 +309,12 @@ class RunningContainer(ContainerFace):
         return {**base, "args": args, "env": [f"{k}={v}" for k, v in merged.items()], "cwd": cwd or base["cwd"],
                 "terminal": tty}  # fmt: skip
 
-    def signal_exec(self, number: str, tree: bool, signal: int) -> None:
-        """Signal a process that was exec'd in it."""
+    def signal_exec(self, number: str, tree: bool, signal: int) -> bool:
+        """Signal a process that was exec'd in it; False if that had ended by itself."""
         fields = {**self.address, "exec": number, "tree": tree, "signal": signal}
         with self.shim.ask("exec.signal", fields) as conversation, contextlib.suppress(PodStateError):
-            conversation.answer()
+            return bool(conversation.answer()[0]["event"] == "signalled")
+        return True
 
     def release(self) -> None:
         """Close what is open here."""
@@ -332,8 +333,10 @@ def _finish(process: Process, input: AnyText | None, timeout: float | None) -> t
     try:
         return process.communicate(input, timeout)
     except TimeoutExpired as expired:
-        process.kill()
+        killed = process.kill()
         out, err = process.communicate(timeout=_KILL_PATIENCE)
+        if not killed:  # it ended in that very moment
+            return out, err
         raise TimeoutExpired(process.args, timeout or 0, out, err) from expired
     except BaseException:
         process.kill()
@@ -351,7 +354,8 @@ def finish_terminal(process: Process, timeout: float | None) -> tuple[Any, Any]:
     poller.register(process.terminal, select.POLLIN)
     while True:
         if not poller.poll(None if deadline is None else max(deadline - time.monotonic(), 0) * 1000):
-            process.kill()
+            if not process.kill():
+                break
             process.wait(_KILL_PATIENCE)
             raise TimeoutExpired(process.args, timeout or 0, process.text(bytes(got)))
         try:

@@ -121,7 +121,7 @@ class Process(WithStreams):
     """
 
     def __init__(
-        self, args: Sequence[str], conversation: Conversation, streams: Streams, signal_it: Callable[[bool, int], None],
+        self, args: Sequence[str], conversation: Conversation, streams: Streams, signal_it: Callable[[bool, int], bool],
         *, started: bool = True,
     ) -> None:  # fmt: skip
         self.args = list(args)
@@ -134,6 +134,8 @@ class Process(WithStreams):
         self._began = time.monotonic()
         self.duration = 0.0
         message, fds = conversation.answer() if started else ({}, [])
+        if message.get("event") == "exited":  # killed before anybody could tell that it runs
+            self._ended(message)
         #: Process id as the shim sees it, not the container's own number for it; None if nobody waited to hear of it.
         self.pid: int | None = message.get("pid")
         self.terminal: int | None = fds[0] if fds else None
@@ -176,10 +178,9 @@ class Process(WithStreams):
         """SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
-    def kill(self) -> None:
-        """SIGKILL, to the process and everything it has started."""
-        if self.returncode is None:
-            self._signal_it(True, signal.SIGKILL)
+    def kill(self) -> bool:
+        """SIGKILL, to the process and everything it has started. False if it had ended by itself: nothing is killed then."""
+        return self.returncode is None and self._signal_it(True, signal.SIGKILL)
 
     def text(self, data: bytes) -> AnyText:
         """Output as the caller wants it."""
@@ -190,7 +191,10 @@ class Process(WithStreams):
         deadline = None if timeout is None else time.monotonic() + timeout
         data = input.encode() if isinstance(input, str) else input or b""
         out, err = self._streams.exchange(self._conversation.fileno(), data, deadline)
-        if deadline is not None and time.monotonic() >= deadline and not _readable(self._conversation.fileno()):
+        if (
+            self.returncode is None and deadline is not None and time.monotonic() >= deadline
+            and not _readable(self._conversation.fileno())
+        ):  # fmt: skip
             raise TimeoutExpired(self.args, timeout or 0, self._streams.text(out), self._streams.text(err))
         self.wait(None if deadline is None else max(deadline - time.monotonic(), 1.0))
         return self._streams.text(out), self._streams.text(err)
@@ -298,8 +302,9 @@ class Streams:
             os.set_blocking(fd, False)
             poller.register(fd, select.POLLIN if number else select.POLLOUT)
         open_fds.pop(self._ours[0], None)
-        poller.register(done_fd, select.POLLIN)
-        done = False
+        done = done_fd < 0  # somebody has seen the end already
+        if not done:
+            poller.register(done_fd, select.POLLIN)
         while not done:
             wait = None if deadline is None else max(deadline - time.monotonic(), 0) * 1000
             ready = poller.poll(wait)

@@ -99,6 +99,8 @@ def _ready(value: Any) -> Any:
     """A probe is anything callable or with a ``wait``; probes live in a module of their own."""
     if not callable(value) and not callable(getattr(value, "wait", None)):
         raise TypeError("expected a probe such as Port(5432), or a callable")
+    if isinstance(value, type):  # to call it would make one, which counts as true
+        raise TypeError(f"{value.__name__} is a class; expected one of its instances, {value.__name__}(…)")
     return value
 
 

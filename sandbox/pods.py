@@ -258,10 +258,11 @@ def run(
         streams.release()
     args = prepared.spec["process"]["args"]
 
-    def remove(_tree: bool = True, _signal: int = 9) -> None:
+    def remove(_tree: bool = True, _signal: int = 9) -> bool:
         """A pod that is removed as a whole needs no signals to its processes."""
         with contextlib.suppress(PodStateError):
             shim.call("pod.remove", pod=preparation.id)
+        return True
 
     with conversation, contextlib.closing(streams):
         try:

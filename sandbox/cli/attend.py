@@ -101,7 +101,7 @@ class Program:
     :param kill: kills it and everything it started
     """
 
-    def __init__(self, conversation: Awaited, send: Callable[[int], None], kill: Callable[[], None]) -> None:
+    def __init__(self, conversation: Awaited, send: Callable[[int], object], kill: Callable[[], object]) -> None:
         self.conversation = conversation
         self.send = send
         self.kill = kill
@@ -124,7 +124,7 @@ class Attendant:
         self._timed_out = False
         self._interrupted = False
         #: (when, what to do), the earliest is done first.
-        self._agenda: list[tuple[float, Callable[[], None]]] = []
+        self._agenda: list[tuple[float, Callable[[], object]]] = []
         if timeout is not None:
             self._later(timeout, self._time_is_up)
 
@@ -154,7 +154,7 @@ class Attendant:
         self._do_what_is_due()
         return self._program.conversation.fileno() in ready
 
-    def _later(self, seconds: float, action: Callable[[], None]) -> None:
+    def _later(self, seconds: float, action: Callable[[], object]) -> None:
         self._agenda = sorted([*self._agenda, (time.monotonic() + seconds, action)], key=lambda entry: entry[0])
 
     def _time_left(self) -> float | None:

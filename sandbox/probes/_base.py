@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _LOG_LINES = 50
 #: How long a foreign probe may keep us before we look whether the container still runs, in seconds.
 _SLICE = 0.1
+#: What no service makes its client raise by not being ready yet.
+_BUGS = (ArithmeticError, ImportError, NameError, SyntaxError, TypeError)
 
 
 class Watch(Protocol):
@@ -149,26 +151,38 @@ class Call(Probe):
     function: Callable[[Any], Any]
 
     def watch(self, container: RunningContainer) -> Watch:
-        return _Calls(self.function, container)
+        return _Calls(self.function, container, repr(self))
 
     def __repr__(self) -> str:
         return f"{getattr(self.function, '__name__', None) or repr(self.function)}()"
 
 
 class _Calls(Looking):
-    def __init__(self, function: Callable[[RunningContainer], Any], container: RunningContainer) -> None:
+    def __init__(self, function: Callable[[RunningContainer], Any], container: RunningContainer, name: str) -> None:
         super().__init__(0.001, 0.05)
         self._function = function
+        self._name = name
         self._container = container
+        self._ready = False
 
     def look(self) -> bool:
         try:
             value = self._function(self._container)
+        except _BUGS as error:
+            raise SandboxError("it has a bug", operation="wait for", object=self._name, container=self._container.name,
+                               cause=f"{type(error).__name__}: {error}",
+                               hint="correct it; only what a service raises that is not ready yet is tried again",
+                               ) from error  # fmt: skip
         except Exception as error:  # noqa: BLE001 - whatever it is, it is what was seen
             self.last_seen = f"{type(error).__name__}: {error}"
             return False
         self.last_seen = f"it returned {value!r}"
-        return bool(value)
+        self._ready = bool(value)
+        return self._ready
+
+    def last_step(self) -> bool:
+        """It may know of an end that counts."""
+        return self._ready
 
 
 @attrs.frozen
@@ -189,6 +203,8 @@ def as_probe(ready: Any) -> Probe:
     """A probe from what a user may write: a probe, an object with a ``wait``, a callable."""
     if isinstance(ready, Probe):
         return ready
+    if isinstance(ready, type):  # to call it would make one, which counts as true
+        raise TypeError(f"{ready.__name__} is a class; expected one of its instances, {ready.__name__}(…)")
     return Call(_Waiter(ready) if callable(getattr(ready, "wait", None)) else ready)
 
 
@@ -196,7 +212,11 @@ def wait_for(probe: Probe, container: RunningContainer, timeout: float) -> None:
     """Wait until ``probe`` finds ``container`` ready, it ends, or ``timeout`` seconds have passed."""
     deadline = time.monotonic() + timeout
     with container.watch_exit() as death, contextlib.closing(probe.watch(container)) as watch:
-        while not watch.step():
+        while True:
+            if watch.step():
+                if _over(death) and not watch.last_step():  # what was seen is another's: a port that two want
+                    raise _ended(probe, watch, container, death)
+                return
             rest = deadline - time.monotonic()
             if rest <= 0:
                 raise _late(probe, watch, container, timeout)
@@ -205,6 +225,12 @@ def wait_for(probe: Probe, container: RunningContainer, timeout: float) -> None:
                 if watch.last_step():
                     return
                 raise _ended(probe, watch, container, death)
+
+
+def _over(death: Conversation) -> bool:
+    poller = select.poll()
+    poller.register(death, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def _poll(watch: Watch, death: Conversation, seconds: float) -> set[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +12,8 @@ from .failure import Failure, unsupported
 #: What the document calls unlimited.
 _UNLIMITED = -1
 _DEFAULT_PERIOD = 100_000
+#: Bytes; a process on its way to a program has no more than a few of these millions.
+_TIGHT = 16 << 20
 
 
 class Setting(NamedTuple):
@@ -54,6 +58,24 @@ def not_enforceable(controller: str, limit: str, cause: str | None = None) -> Fa
     return Failure("LimitNotEnforceable", controller=controller, limit=limit, cause=cause,
                    hint="run as root or with a delegated cgroup that has this controller (see `sandbox doctor`), "
                         "or pass best_effort=True to go without the limit")  # fmt: skip
+
+
+def refused(setting: Setting, number: int, in_use: str | None) -> Failure:
+    """The error for a limit that the kernel would not take, errno ``number``; ``in_use``: what it counts there by now."""
+    limit = f"{setting.file}={setting.value}"
+    if number in (errno.EACCES, errno.EPERM):
+        return not_enforceable(setting.controller, limit, f"the kernel refused it: {os.strerror(number)}")
+    busy = number == errno.EBUSY and in_use is not None
+    cause = f"{in_use} bytes are in use there already" if busy else None
+    hint = f"ask for more than {in_use}" if busy else "ask for a value that this kernel takes (cgroups(7))"
+    return Failure("LimitNotEnforceable", controller=setting.controller, limit=limit, errno=number,
+                   detail="the kernel refused it", cause=cause, hint=hint)  # fmt: skip
+
+
+def tight(resources: Mapping[str, Any]) -> bool:
+    """Whether so little memory is allowed that what was made ahead, and how, decides what becomes of the program."""
+    memory = resources.get("memory") or {}
+    return any(0 <= memory[member] < _TIGHT for member in ("limit", "swap") if memory.get(member) is not None)
 
 
 def _quantity(value: int) -> str:

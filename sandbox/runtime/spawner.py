@@ -43,15 +43,17 @@ def identity(program: process.Program) -> process.Program:
 
 def start(
     program: process.Program, *, pidns_fd: int, init_pidfd: int, namespaces: Sequence[str], placement: Placement
-) -> Launch:  # fmt: skip
-    """Start a spawner for programs like ``program``. It answers ``{"ready": true}`` or an error."""
+) -> tuple[Launch, socket.socket]:  # fmt: skip
+    """Start a spawner for programs like ``program``. It answers ``{"ready": true}`` or an error.
+
+    Its own end of the channel comes along: a request that it dies without reading can be read back from there.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        pid, pidfd = syscalls.clone3(0, signal.SIGCHLD, placement.cgroup_fd)
-        if pid == 0:
-            flags = sum(c.NAMESPACES[kind][0] for kind in namespaces if kind != "pid")
-            _serve(identity(program), pidns_fd, init_pidfd, flags, placement.v1_tasks, theirs)
-    return Launch(pid, pidfd, ours, {})
+    pid, pidfd = syscalls.clone3(0, signal.SIGCHLD, placement.cgroup_fd)
+    if pid == 0:
+        flags = sum(c.NAMESPACES[kind][0] for kind in namespaces if kind != "pid")
+        _serve(identity(program), pidns_fd, init_pidfd, flags, placement.v1_tasks, theirs)
+    return Launch(pid, pidfd, ours, {}), theirs
 
 
 def ask(channel: socket.socket, request: Request, stdio: Sequence[int]) -> bool:
@@ -61,6 +63,15 @@ def ask(channel: socket.socket, request: Request, stdio: Sequence[int]) -> bool:
     except OSError:
         return False
     return True
+
+
+def unread(theirs: socket.socket) -> list[int] | None:
+    """The standard streams of the program that a dead spawner was asked for and knew nothing of; None if it did."""
+    theirs.setblocking(False)  # not before: the spawner has the same open file. recv_fds ignores its flags
+    try:
+        return socket.recv_fds(theirs, _MESSAGE, 3)[1]
+    except BlockingIOError:
+        return None
 
 
 def _serve(

@@ -41,11 +41,17 @@ class Answers:
         self.send(message, fds)
         self.close()
 
-    def on_gone(self, callback: Callable[[], None]) -> None:
-        """Call back if the asker closes its end before the last answer."""
+    def on_gone(self, callback: Callable[[], object]) -> None:
+        """Call back, once, if the asker closes its end before the last answer."""
         assert self._socket is not None
         self._watched = True
-        self._loop.watch(self._socket.fileno(), lambda _events: callback(), select.EPOLLRDHUP)
+        fd = self._socket.fileno()
+
+        def gone(_events: int) -> None:
+            self._loop.forget(fd)
+            callback()
+
+        self._loop.watch(fd, gone, select.EPOLLRDHUP)
 
     def when_writable(self, callback: Callable[[], None], gone: Callable[[], None]) -> None:
         """Call back once there is room for another answer."""

@@ -91,10 +91,9 @@ class Child:
                 with contextlib.suppress(OSError):
                     self._channel.send(b"stop")
             return
-        try:
-            syscalls.pidfd_send_signal(self.pidfd, number)
-        except ProcessLookupError:
-            pass
+        if self.returncode is None:  # afterwards the descriptor's number is another's
+            with contextlib.suppress(ProcessLookupError):
+                syscalls.pidfd_send_signal(self.pidfd, number)
 
     def _heard(self, _events: int) -> None:
         assert self._channel is not None
@@ -307,15 +306,30 @@ class Exec:
         self.container = container
         self.child = child
         self.mark = mark
+        #: Its tree was killed.
+        self.killed = False
 
-    def kill_tree(self) -> None:
-        """SIGKILL the process and everything it started, also what has detached itself."""
+    def kill_tree(self) -> bool:
+        """SIGKILL the process and everything it started, also what has detached itself.
+
+        False if it had ended by itself and what it has left behind cannot be told from others any more: nothing is killed.
+        """
+        init = self.container.child.pid if self.container.child else 0
+        if self.mark and not kill_marked(self.child.pid, unmarked=(os.getpid(), init)):
+            return self.killed
+        self.killed = True
+        if isinstance(self.child, SpawnedChild):
+            self.child.owner.leave()
         if self.child.cgroup is not None and self.child.cgroup.kill():
             self.container.spoil(self.child.cgroup)
-            return
-        if self.mark:
-            kill_marked(self.child.pid, unmarked=(os.getpid(), self.container.child.pid if self.container.child else 0))
-        self.child.signal(signal.SIGKILL)
+        else:
+            self.child.signal(signal.SIGKILL)
+        return True
+
+    @property
+    def dying(self) -> bool:
+        """True while something of a tree that was killed is still there: death takes a moment."""
+        return self.killed and self.child.cgroup is not None and self.child.cgroup.populated()
 
 
 def placement(cgroup: Cgroup | None, stack: contextlib.ExitStack) -> Placement:
@@ -328,28 +342,29 @@ def placement(cgroup: Cgroup | None, stack: contextlib.ExitStack) -> Placement:
     return Placement(directory, tasks)
 
 
-def kill_marked(pid: int, unmarked: tuple[int, ...]) -> None:
-    """Kill every process in the cgroup namespace of ``pid`` until there is none left.
+def kill_marked(pid: int, unmarked: tuple[int, ...]) -> bool:
+    """Kill every process in the cgroup namespace of ``pid`` until there is none left; False if ``pid`` has ended before.
 
     Not if it is still in that of one of ``unmarked``, on its way to its own: it has started nothing yet.
     """
     try:
         pinned = os.open(f"/proc/{pid}/ns/cgroup", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ESRCH)
     try:
         mark = os.fstat(pinned).st_ino
         if mark in map(_inode, unmarked):
-            return
+            return True
         for _ in range(_KILL_ROUNDS):
             found = [int(name) for name in os.listdir("/proc") if name.isdigit() and _inode(int(name)) == mark]
             for other in found:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(other, signal.SIGKILL)
             if not found:
-                return
+                break
     finally:
         os.close(pinned)
+    return True
 
 
 def _inode(pid: int) -> int:

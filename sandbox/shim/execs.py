@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Callable
 from typing import Any
 
 from sandbox.linux.cgroup import Cgroup
 from sandbox.runtime import native, process, spawner
+from sandbox.runtime.failure import Failure, describe
 
 from .answers import Answers
 from .container import Child, Container, Exec
@@ -17,6 +20,8 @@ Message = dict[str, Any]
 #: A spawner counts as a process and takes some memory in the container's cgroup; tighter containers do without.
 _LEAST_PIDS = 64
 _LEAST_MEMORY = 64 << 20
+#: Seconds until one looks again whether all that was killed is dead.
+_LOOK_AGAIN = 0.0005
 
 
 class Execs:
@@ -42,7 +47,7 @@ class Execs:
                 self._world.loop.later(0, lambda: self._make_spawner(container, program))
         container.execs[running.id] = running
         if message.get("lease"):
-            answers.on_gone(running.kill_tree)
+            answers.on_gone(lambda: _kill(container, message))
 
     # -- by a copy of the shim ------------------------------------------------------------------------------------
 
@@ -57,10 +62,13 @@ class Execs:
         running = Exec(str(message["exec"]), container, child, mark)
         quiet = bool(message.get("quiet"))
 
-        def over() -> None:
+        def told() -> None:
             _tell(running, used_before, answers)
             if leaf is not None:
                 container.give_back(leaf)
+
+        def over() -> None:
+            self._when_dead(running, told)
 
         child.follow(lambda: None if quiet else _started(answers, child), over)
         return running
@@ -81,6 +89,13 @@ class Execs:
             if directory >= 0:
                 os.close(directory)
 
+    def _when_dead(self, running: Exec, callback: Callable[[], None]) -> None:
+        """Who has had something killed wants to know that all of it is dead, not only the process that it began with."""
+        if running.dying:
+            self._world.loop.later(_LOOK_AGAIN, lambda: self._when_dead(running, callback))
+        else:
+            callback()
+
     # -- by a spawner ---------------------------------------------------------------------------------------------
 
     def _make_spawner(self, container: Container, program: process.Program) -> None:
@@ -92,7 +107,7 @@ class Execs:
             return  # without a cgroup there would be no telling one program's processes from the next one's
         directory = leaf.open_directory()
         try:
-            launch = spawner.start(
+            launch, theirs = spawner.start(
                 program, pidns_fd=container.namespaces["pid"], init_pidfd=container.child.entrance,
                 namespaces=list(container.plan.namespaces),
                 placement=native.Placement(directory, container.v1_tasks()),
@@ -102,7 +117,7 @@ class Execs:
             return
         finally:
             os.close(directory)
-        made = container.spawner = Spawner(self._world.loop, launch, leaf, spawner.identity(program))
+        made = container.spawner = Spawner(self._world.loop, launch, theirs, leaf, spawner.identity(program))
         made.on_death = lambda: container.forget_spawner(made)
         made.let_go_when_idle()
 
@@ -114,14 +129,29 @@ class Execs:
             return None
         used_before = made.leaf.cpu()
 
-        def over() -> None:
+        def told() -> None:
             _tell(running, used_before, answers)
-            if made.alive and not made.alone():
+            if running.killed:
+                made.leaf.remove_empty()
+            elif made.alive and not made.alone():
                 made.let_go()
+
+        def over() -> None:
+            self._when_dead(running, told)
+
+        def lost(child: SpawnedChild, streams: list[int] | None) -> None:
+            if streams is None or running.killed:
+                running.kill_tree()  # the program may have outlived its spawner, and nobody could tell how it ends
+                child.ended(-signal.SIGKILL, {})
+            else:
+                self._start_anew(container, program, message, streams, answers)
+            for fd in streams or ():
+                os.close(fd)
 
         quiet = bool(message.get("quiet"))
         child = made.take(
-            program, fds[:3], announce=not quiet, on_running=lambda child: _started(answers, child), on_exit=over
+            program, fds[:3], announce=not quiet, on_running=lambda child: _started(answers, child), on_exit=over,
+            on_lost=lost,
         )  # fmt: skip
         if child is None:
             container.forget_spawner(made)
@@ -129,20 +159,40 @@ class Execs:
         running = Exec(str(message["exec"]), container, child, mark=False)
         return running
 
+    def _start_anew(
+        self, container: Container, program: process.Program, message: Message, fds: list[int], answers: Answers
+    ) -> None:  # fmt: skip
+        """Its spawner has died, of something else, without having read what to start."""
+        number = str(message["exec"])
+        container.execs.pop(number)
+        if container.child is None or container.child.returncode is not None:
+            ended = Failure("PodStateError", operation="use the container", object=container.name, detail="it has ended")
+            answers.finish({"error": ended.facts})
+            return
+        try:
+            container.execs[number] = self._start_slowly(container, program, message, fds, answers)
+        except (Failure, OSError) as error:
+            answers.finish({"error": describe(error, str(message["op"]))})
+
     # -- signals --------------------------------------------------------------------------------------------------
 
     @staticmethod
     def signal(container: Container, message: Message, answers: Answers) -> None:
-        """``{"exec", "signal", "tree"}``: signal an exec'd process, or kill all it started."""
+        """``{"exec", "signal", "tree"}``: signal an exec'd process, or kill all it started.
+
+        Answers ``gone`` if it had ended by itself: then nothing was done.
+        """
         running = container.execs.get(str(message["exec"]))
-        if running is None:
-            answers.finish({"event": "gone"})
-            return
-        if message.get("tree"):
-            running.kill_tree()
-        else:
+        if running is not None and not message.get("tree"):
             running.child.signal(int(message["signal"]))
-        answers.finish({"event": "signalled"})
+        reached = _kill(container, message) if message.get("tree") else running is not None
+        answers.finish({"event": "signalled" if reached else "gone"})
+
+
+def _kill(container: Container, message: Message) -> bool:
+    """Kill the tree of an exec, if it is not over."""
+    running = container.execs.get(str(message["exec"]))
+    return running is not None and running.kill_tree()
 
 
 def _tell(running: Exec, used_before: dict[str, int], answers: Answers) -> None:

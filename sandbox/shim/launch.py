@@ -13,7 +13,7 @@ from typing import Any
 
 from sandbox.linux import syscalls
 from sandbox.linux.cgroup import Cgroup
-from sandbox.runtime import external, hooks, native
+from sandbox.runtime import external, hooks, limits, native
 from sandbox.runtime.failure import Failure, describe
 from sandbox.runtime.init import Order, encode_error
 
@@ -139,7 +139,8 @@ class Launcher:
         if reserve is None:
             return
         fits = container.engine == "native" and pod.namespaces is None and reserve.container == container.name
-        if not (fits and reserve.fits(container.plan, container.rootfs)):
+        roomy = not limits.tight(container.resources)  # the spare's memory counts already
+        if not (fits and roomy and reserve.fits(container.plan, container.rootfs)):
             pod.drop_reserve()
 
     def _engine_start(

@@ -21,6 +21,8 @@ class Loop:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callback] = {}
+        #: What was forgotten in this round: an event of it that is still to be told may meet another descriptor's callback.
+        self._forgotten: set[int] = set()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._idle: deque[tuple[float, Callable[[], None]]] = deque()
@@ -38,6 +40,7 @@ class Loop:
         """Stop watching; to be called before the descriptor is closed."""
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+            self._forgotten.add(fd)
 
     def later(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call ``callback()`` once, ``seconds`` from now."""
@@ -50,10 +53,11 @@ class Loop:
     def run(self) -> None:
         """Until :attr:`running` is false."""
         while self.running:
+            self._forgotten.clear()
             ready = self._epoll.poll(self._patience())
             for fd, events in ready:
                 callback = self._callbacks.get(fd)
-                if callback is not None:
+                if callback is not None and fd not in self._forgotten:  # what is ready still is in the next round
                     callback(events)
             self._fire()
             if self._idle and (not ready or self._idle[0][0] < time.monotonic()):

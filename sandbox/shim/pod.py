@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sandbox.linux import constants as c, syscalls
-from sandbox.linux.cgroup import Cgroup, write
+from sandbox.linux.cgroup import Cgroup, read, write
 from sandbox.linux.errors import KernelError
 from sandbox.linux.idmap import IdMap
 from sandbox.runtime import hostimage, limits, rootfs as roots
@@ -165,8 +165,9 @@ class Pod:
         self._controllers = set(grant.get("controllers") or ())
         self._v1 = dict(grant.get("v1") or {})
         limited = {controller: path for controller, path in self._v1.items() if controller in _limited(resources)}
-        if limited and self.reserve is not None:
-            # The container's version 1 directories have to lie in the pod's, and those of the spare do not.
+        if (limited or limits.tight(resources)) and self.reserve is not None:
+            # The container's version 1 directories have to lie in the pod's, and those of the spare do not. In version 2
+            # the spare's memory counts already.
             self.reserve.drop()
             self.reserve = None
         scope = (self.reserve.scope if self.reserve else None) or grant.get("v2")
@@ -351,9 +352,9 @@ def _write_setting(cgroup: Cgroup, setting: limits.Setting) -> None:
     except KernelError as error:
         if setting.file == "memory.oom.group":
             return  # only says explicitly what is the default; kernels before 4.19 do not have it
-        raise limits.not_enforceable(
-            setting.controller, f"{setting.file}={setting.value}", f"the kernel refused it: {error.strerror}"
-        ) from None  # fmt: skip
+        usage = {"memory.limit_in_bytes": "memory.usage_in_bytes", "memory.memsw.limit_in_bytes": "memory.memsw.usage_in_bytes"}
+        in_use = read(f"{directory}/{usage[setting.file]}") if setting.file in usage else None
+        raise limits.refused(setting, error.errno or 0, in_use and in_use.strip()) from None
 
 
 def _check_grant(grant: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -29,7 +30,11 @@ _TRACED_AGAIN = 0.02
 class SpawnedChild:
     """A program that a spawner runs; the counterpart of :class:`sandbox.shim.container.Child`."""
 
-    def __init__(self, owner: Spawner, on_running: Callable[[], None], on_exit: Callable[[], None]) -> None:
+    def __init__(
+        self, owner: Spawner, on_running: Callable[[], None], on_exit: Callable[[], None],
+        on_lost: Callable[[list[int] | None], None],
+    ) -> None:  # fmt: skip
+        self.owner = owner
         self.cgroup: Cgroup | None = owner.leaf
         self.pid = 0
         self.returncode: int | None = None
@@ -39,7 +44,7 @@ class SpawnedChild:
         self.failure: Failure | None = None
         self.terminal = -1
         self._pidfd = -1
-        self.on_running, self.on_exit = on_running, on_exit
+        self.on_running, self.on_exit, self.on_lost = on_running, on_exit, on_lost
 
     def signal(self, number: int) -> None:
         """Send a signal; nothing happens if it has ended."""
@@ -66,17 +71,19 @@ class SpawnedChild:
 class Spawner:
     """One spawner: idle, or running one program."""
 
-    def __init__(self, loop: Loop, launch: Launch, leaf: Cgroup, identity: Program) -> None:
+    def __init__(self, loop: Loop, launch: Launch, theirs: socket.socket, leaf: Cgroup, identity: Program) -> None:
         self.leaf = leaf
         self.identity = identity
         self.alive = True
         self.on_death: Callable[[], None] = lambda: None
-        self._loop, self._launch = loop, launch
+        self._loop, self._launch, self._theirs = loop, launch, theirs
         self._ready = False
         self._leaving = False
         self._child: SpawnedChild | None = None
         self._last_used = time.monotonic()
-        loop.watch(launch.channel.fileno(), self._heard)
+        loop.watch(launch.channel.fileno(), lambda _events: self._listen())
+        # As its end of the channel is open here too, only this tells of its death.
+        loop.watch(launch.pidfd, lambda _events: self.end())
 
     def can_take(self, program: Program) -> bool:
         """Whether it is free for a program of this identity."""
@@ -86,13 +93,17 @@ class Spawner:
     def take(
         self, program: Program, stdio: Sequence[int], *, announce: bool,
         on_running: Callable[[SpawnedChild], None], on_exit: Callable[[], None],
+        on_lost: Callable[[SpawnedChild, list[int] | None], None],
     ) -> SpawnedChild | None:  # fmt: skip
-        """Run a program; None if it cannot be asked."""
+        """Run a program; None if it cannot be asked.
+
+        ``on_lost``: the spawner died under it; with the program's standard streams if it has certainly not been started.
+        """
         request = spawner.Request(program.args, program.env, program.cwd, announce)
         if not spawner.ask(self._launch.channel, request, stdio):
             self.retire()
             return None
-        child = SpawnedChild(self, lambda: on_running(child), on_exit)
+        child = SpawnedChild(self, lambda: on_running(child), on_exit, lambda streams: on_lost(child, streams))
         self._child = child
         return child
 
@@ -112,45 +123,43 @@ class Spawner:
     def let_go(self) -> None:
         """Kill it, and go on. It needs the processor to die, and may have to wait for its busy container's share."""
         if self.alive and not self._leaving:
-            self._leaving = True
-            self._loop.forget(self._launch.channel.fileno())
+            self.leave()
             with contextlib.suppress(ProcessLookupError):
                 syscalls.pidfd_send_signal(self._launch.pidfd, signal.SIGKILL)
-            self._loop.watch(self._launch.pidfd, lambda _events: self.end())
 
-    def retire(self) -> None:
-        """Kill it; returns when it is gone."""
-        if not self.alive:
-            return
+    def leave(self) -> None:
+        """It has been killed, or is just about to be. That takes a moment, in which it must be given nothing to do."""
+        self._leaving = True
+
+    def retire(self) -> list[int] | None:
+        """Kill it; returns when it is gone, with the streams of a program of which it knew nothing yet."""
         self.alive = False
         self._loop.forget(self._launch.channel.fileno())
         self._loop.forget(self._launch.pidfd)
-        self._launch.channel.close()
         with contextlib.suppress(ProcessLookupError):
             syscalls.pidfd_send_signal(self._launch.pidfd, signal.SIGKILL)
         os.waitpid(self._launch.pid, 0)
         os.close(self._launch.pidfd)
+        self._listen()
+        with self._launch.channel, self._theirs:
+            return spawner.unread(self._theirs)
 
-    def _heard(self, _events: int) -> None:
-        try:
-            message = self._launch.channel.recv(65536)
-        except ConnectionResetError:
-            message = b""
-        if not message:
-            self.end()
-            return
-        self._understand(json.loads(message), self._child)
+    def _listen(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                message = self._launch.channel.recv(65536, socket.MSG_DONTWAIT)
+                self._understand(json.loads(message), self._child)
 
     def end(self) -> None:
         """It was killed with the tree of the program that it was running, or has to go as its container has ended."""
         if not self.alive:
             return
+        streams = self.retire()
         child, self._child = self._child, None
-        self.retire()
         self._adopt_strays()
-        self.on_death()
         if child is not None:
-            child.ended(-signal.SIGKILL, {})
+            child.on_lost(streams)
+        self.on_death()
 
     def _adopt_strays(self) -> None:
         """The spawner's program is the shim's child now; unless it is reaped, the container's init cannot end."""

@@ -277,3 +277,13 @@ def test_a_path_with_many_entries(root: Path) -> None:
     for _ in range(4):
         assert sandbox.run(["echo", "x"], image=f"dir:{root}", env={"PATH": path}).stdout == "x\n"
         time.sleep(0.05)
+
+
+@requires("memory.limit")
+@pytest.mark.parametrize("memory", ["64", "300K", "1M"])
+def test_very_little_memory_is_the_same_with_and_without(run: Callable[..., sandbox.Result[str]], memory: str) -> None:
+    """What was made ahead has used some already: the limit would be refused, or met later."""
+    assert until_waiting(lambda: run("true"))
+    for _ in range(2):  # the second time there is none
+        ended = run("true", memory=memory)
+        assert (ended.returncode, ended.oom_killed) == (-signal.SIGKILL, True)

@@ -314,6 +314,16 @@ def test_death_ends_every_wait_at_once(probe: AnyValue, end: str, words: str) ->
     assert "wait for" in str(error)
 
 
+def test_what_has_died_is_not_ready_although_another_listens() -> None:
+    listens = PRELUDE + "s = socket.create_server(('127.0.0.1', 70)); signal.pause()"
+    first = Container("a", command=program(listens), ready=Port(70))
+    with sandbox.start(sandbox.Pod([first, Container("b", command=["sleep", "inf"], ready=Port(70))])) as pod:
+        pod["b"].kill()
+        pod["b"].wait(10)
+        with pytest.raises(ContainerExited, match="container `b`"):
+            Port(70).wait(pod["b"], 10)
+
+
 @requires("memory.limit")
 def test_death_by_a_memory_limit_is_told() -> None:
     code = PRELUDE + "print('eating', flush=True)\nx = bytearray()\nwhile True: x += b'x' * 1_000_000"

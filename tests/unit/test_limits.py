@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
 
+from sandbox.errors import SandboxError
 from sandbox.runtime.failure import Failure
-from sandbox.runtime.limits import settings
+from sandbox.runtime.limits import Setting, refused, settings, tight
 
 V1 = {"memory", "pids", "cpu", "blkio", "cpuset", "hugetlb"}
 V2 = {"memory", "pids", "cpu", "io", "cpuset", "hugetlb"}
@@ -96,3 +98,23 @@ def test_what_the_engine_does_not_have(resources: dict[str, Any]) -> None:
         settings(resources, V1, V2)
     assert caught.value.facts["type"] == "UnsupportedFeature"
     assert caught.value.facts["feature"].startswith("linux.resources.")
+
+
+def test_what_the_kernel_refuses_is_not_told_as_a_missing_controller() -> None:
+    setting = Setting("memory", 1, "memory.limit_in_bytes", "1024")
+    text = str(SandboxError.from_dict(refused(setting, errno.EBUSY, "409600").facts))
+    assert "limit `memory.limit_in_bytes=1024`: Device or resource busy (the kernel refused it)" in text
+    assert "409600 bytes are in use there already" in text
+    assert "ask for more than 409600" in text
+    assert "not available" not in text
+    assert "not available" not in str(SandboxError.from_dict(refused(setting, errno.EINVAL, None).facts))
+    assert "delegated cgroup" in str(SandboxError.from_dict(refused(setting, errno.EACCES, None).facts))
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [({"limit": 64}, True), ({"limit": 15 << 20}, True), ({"limit": 16 << 20}, False), ({"limit": -1, "swap": -1}, False),
+     ({"limit": None}, False), ({}, False), (None, False)],
+)  # fmt: skip
+def test_so_little_memory_that_nothing_may_be_there_before(memory: Any, expected: bool) -> None:
+    assert tight({"memory": memory}) is expected

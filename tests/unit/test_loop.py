@@ -81,3 +81,31 @@ def test_times_come_in_their_order() -> None:
     loop.run()
     assert order == ["early", "then", "late"]
     assert time.monotonic() - began >= 0.04
+
+
+def test_an_event_of_a_closed_descriptor_does_not_meet_its_number_s_next_owner() -> None:
+    """Both ends are ready in one round: the first callback closes the second, and a new descriptor gets its number."""
+    loop = Loop()
+    pipes = [os.pipe() for _ in range(2)]
+    called: list[str] = []
+    new: list[int] = []
+
+    def first(own: int, other: int) -> None:
+        loop.forget(own)
+        loop.forget(other)
+        os.close(other)
+        new.extend(os.pipe())
+        assert other in new
+        events = select.EPOLLIN if other == new[0] else select.EPOLLERR
+        loop.watch(other, lambda _events: called.append("the next owner"), events)
+        loop.later(0.02, lambda: setattr(loop, "running", False))
+
+    ends = [read_end for read_end, _ in pipes]
+    loop.watch(ends[0], lambda _events: first(ends[0], ends[1]))
+    loop.watch(ends[1], lambda _events: first(ends[1], ends[0]))
+    for _, write_end in pipes:
+        os.write(write_end, b"x")
+    loop.run()
+    assert not called
+    for fd in {*new, *(write_end for _, write_end in pipes), *ends}:
+        os.close(fd)

@@ -213,6 +213,27 @@ def test_a_callable_that_fails_is_what_was_seen_last() -> None:
     assert "wait for `broken()`" in str(caught.value)
 
 
+@pytest.mark.parametrize("bug", [ZeroDivisionError("by zero"), NameError("nmae"), TypeError("one argument too many")])
+def test_a_bug_in_a_callable_ends_the_wait_at_once(bug: Exception) -> None:
+    def broken(container: object) -> bool:
+        raise bug
+
+    start = time.monotonic()
+    with pytest.raises(sandbox.SandboxError, match=r"wait for `broken\(\)`: it has a bug") as caught:
+        wait(broken)
+    assert time.monotonic() - start < 2
+    assert not isinstance(caught.value, ReadinessTimeout)
+    assert f"cause: {type(bug).__name__}: {bug}" in str(caught.value)
+    assert caught.value.__cause__ is bug
+
+
+def test_a_class_is_no_probe() -> None:
+    with pytest.raises(ModelError, match=r"Container.ready.*Log is a class; expected one of its instances, Log\(…\)"):
+        sandbox.Container("db", command=["true"], ready=Log)
+    with pytest.raises(ModelError, match="Port is a class"):
+        All(Port, Log("x"))
+
+
 def test_a_test_that_gives_up_in_a_callable_gives_up() -> None:
     """pytest.skip and friends are no ordinary exceptions."""
 
