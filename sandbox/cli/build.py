@@ -27,7 +27,7 @@ COMMAND = Command(
         Option("network", "Network of RUN: `host` (default), `none`", "", "NETWORK"),
         Option("secret", "A file for RUN --mount=type=secret", "", "id=ID,src=FILE", many=True),
         Option("label", "Label the image", "", "NAME=VALUE", many=True),
-        Option("local-images", "FROM and --from may name anything here: dir:, oci:, build:, mmdebstrap:"),
+        Option("local-images", "FROM and --from may name any local image"),
         Option("quiet", "Print the digest only", "q"),
         Option("json", "Print what was built as JSON"),
     ),
