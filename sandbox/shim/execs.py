@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
 from typing import Any
 
-from sandbox.linux.cgroup import Cgroup
+from sandbox.linux.cgroup import Cgroup, read
 from sandbox.runtime import native, process, spawner
 from sandbox.runtime.failure import Failure, describe
 
@@ -19,6 +20,8 @@ from .spawners import SpawnedChild, Spawner
 Message = dict[str, Any]
 #: A spawner counts as a process and takes some memory in the container's cgroup; tighter containers do without.
 _LEAST_PIDS = 64
+#: Where ``flags`` is behind the name in /proc/PID/stat (proc_pid_stat(5)), and a bit of it.
+_FLAGS_FIELD, _PF_EXITING = 7, 0x4
 _LEAST_MEMORY = 64 << 20
 #: Seconds until one looks again whether all that was killed is dead.
 _LOOK_AGAIN = 0.0005
@@ -85,6 +88,10 @@ class Execs:
                 init_pidfd=container.child.entrance, namespaces=list(container.plan.namespaces), stdio=fds[:3],
                 placement=native.Placement(directory, container.v1_tasks()), mark=mark,
             )  # fmt: skip
+        except OSError as error:
+            if error.errno == errno.ENOMEM and _is_ending(container):
+                raise _ended(container) from None
+            raise
         finally:
             if directory >= 0:
                 os.close(directory)
@@ -166,8 +173,7 @@ class Execs:
         number = str(message["exec"])
         container.execs.pop(number)
         if container.child is None or container.child.returncode is not None:
-            ended = Failure("PodStateError", operation="use the container", object=container.name, detail="it has ended")
-            answers.finish({"error": ended.facts})
+            answers.finish({"error": _ended(container).facts})
             return
         try:
             container.execs[number] = self._start_slowly(container, program, message, fds, answers)
@@ -200,7 +206,8 @@ def _tell(running: Exec, used_before: dict[str, int], answers: Answers) -> None:
     container, child = running.container, running.child
     container.execs.pop(running.id, None)
     if child.failure is not None:
-        answers.finish({"error": child.failure.facts})
+        ended = child.failure.facts.get("errno") == errno.ENOMEM and _is_ending(container)
+        answers.finish({"error": (_ended(container) if ended else child.failure).facts})
         return
     used = child.cgroup.cpu() if child.cgroup else {}
     usage = child.usage | {name: value - used_before.get(name, 0) for name, value in used.items()}
@@ -208,6 +215,18 @@ def _tell(running: Exec, used_before: dict[str, int], answers: Answers) -> None:
     answers.finish({"event": "exited", "returncode": child.returncode, "usage": usage, "started": child.started,
                     "finished": child.finished, "oom_killed": kills > container.oom_seen})  # fmt: skip
     container.oom_seen = kills
+
+
+def _ended(container: Container) -> Failure:
+    return Failure("PodStateError", operation="use the container", object=container.name, detail="it has ended")
+
+
+def _is_ending(container: Container) -> bool:
+    """Whether its init is gone, or is about to: from then on the kernel makes no process there (ENOMEM, pid_namespaces(7))."""
+    if container.child is None or container.child.returncode is not None:
+        return True
+    fields = (read(f"/proc/{container.child.pid}/stat") or "").rpartition(")")[2].split()
+    return len(fields) < _FLAGS_FIELD or bool(int(fields[_FLAGS_FIELD - 1]) & _PF_EXITING)
 
 
 def _roomy(container: Container) -> bool:

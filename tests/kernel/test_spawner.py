@@ -12,6 +12,7 @@ import pytest
 from gate import requires
 
 import sandbox
+from sandbox import PodStateError
 from sandbox.shim.client import own_shim
 
 pytestmark = requires("root", "cgroup2")  # without a cgroup of its own a container has no spawner
@@ -123,3 +124,15 @@ def _namespaces_held_by_helpers() -> set[str]:
         with contextlib.suppress(OSError):
             found |= {os.readlink(path) for path in Path(f"/proc/{child}/fd").iterdir()}
     return found
+
+
+def test_a_container_that_is_just_ending_is_told_as_ended() -> None:
+    """From then on the kernel makes no process there: "Cannot allocate memory"."""
+    for _ in range(25):
+        with sandbox.start(command=["sh", "-c", "while [ ! -e /tmp/go ]; do :; done"]) as pod:
+            pod.exec(["true"])
+            pod.exec(["true"])
+            pod.popen(["touch", "/tmp/go"])
+            with contextlib.suppress(PodStateError):
+                while pod.exec(["true"]).returncode == 0:
+                    pass
