@@ -132,7 +132,7 @@ def test_a_container_that_is_just_ending_is_told_as_ended() -> None:
         with sandbox.start(command=["sh", "-c", "while [ ! -e /tmp/go ]; do :; done"]) as pod:
             pod.exec(["true"])
             pod.exec(["true"])
-            pod.popen(["touch", "/tmp/go"])
+            pod.write_text("/tmp/go", "")
             with contextlib.suppress(PodStateError):
                 while pod.exec(["true"]).returncode == 0:
                     pass
