@@ -9,6 +9,7 @@ containers along. Standard library only.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -106,7 +107,21 @@ def remove_cgroups(name: str) -> None:
     for top in ("", "*/"):  # cgroup v2 alone, or one for each controller
         for mine in Path("/sys/fs/cgroup").glob(f"{top}{name}"):
             for folder, *_ in os.walk(mine, topdown=False):
-                os.rmdir(folder)
+                _remove_cgroup(folder)
+
+
+def _remove_cgroup(folder: str) -> None:
+    """As soon as what was in it (podman's conmon) has ended."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            os.rmdir(folder)
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def answers(options: list[str]) -> bool:
