@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -154,6 +155,53 @@ class Services:
         del found["links"]  # /sys shows the host's: a name is no access
         assert found == {"etc": "no", "home": "no", "inet": "no", "unix": "yes", "chroot": "no", "mount": "no", "route": "3"}
 
+    @pytest.mark.parametrize("given", [{}, {"SystemCallFilter": ["@system-service", "@mount"]}], ids=["alone", "with another"])
+    @pytest.mark.parametrize("name", services.PROFILES)
+    def test_io_uring_is_refused_as_other_calls_are(self, name: str, given: dict[str, Any]) -> None:
+        code = """
+            import ctypes
+            libc = ctypes.CDLL(None, use_errno=True)
+            def fails(number):
+                assert libc.syscall(number, 0, 0, 0, 0, 0, 0) == -1
+                return ctypes.get_errno()
+            print([fails(number) for number in (425, 426, 427)])  # io_uring_setup, _enter, _register: everywhere the same
+        """
+        assert sandbox.service(program(code), profile=name, **given).stdout == f"{[errno.EPERM] * 3}\n"
+
+    @pytest.mark.parametrize("given", [{}, {"ReadOnlyPaths": "/usr", "TemporaryFileSystem": "/srv:ro"}], ids=["alone", "more"])
+    @pytest.mark.parametrize("name", ["strict", "network-client", "network-server"])
+    def test_the_confined_write_to_nothing_of_the_hosts(self, name: str, given: dict[str, Any]) -> None:
+        """Every mount that they see is asked, and two places are tried where everybody may write on the host."""
+        code = """
+            import os
+            open("/dev/shm/sandbox-case", "w")
+            try: open("/run/lock/sandbox-case", "w")
+            except OSError as error: print(error.strerror)
+            for line in open("/proc/self/mountinfo"):
+                place = line.split()[4]
+                try: flags = os.statvfs(place).f_flag
+                except OSError: continue  # below something that hides it
+                if not flags & os.ST_RDONLY and not place.startswith("/proc"): print(place)
+        """
+        said = sandbox.service(program(code), profile=name, **given).stdout.splitlines()
+        assert said[0] == "Read-only file system"
+        # The host's terminals, huge pages of root's; the other ones are its own.
+        assert set(said[1:]) <= {"/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue", "/dev/pts", "/dev/hugepages"}
+        assert not Path("/dev/shm/sandbox-case").exists()
+
+    def test_shared_memory_and_a_runtime_directory_of_a_confined_one(self) -> None:
+        code = """
+            import os
+            from multiprocessing.shared_memory import SharedMemory
+            memory = SharedMemory(create=True, size=4096)
+            memory.buf[0] = 1
+            memory.unlink()
+            open(os.environ["RUNTIME_DIRECTORY"] + "/x", "w").close()
+            print(os.listdir(os.environ["RUNTIME_DIRECTORY"]))
+        """
+        done = sandbox.service(program(code), profile="network-server", RuntimeDirectory="sandbox-case")
+        assert done.stdout == "['x']\n", done.stderr
+
     def test_keywords_override_the_profile(self) -> None:
         code = ["sh", "-c", "test -r /home && echo there; umask"]
         assert sandbox.service(code, profile="strict").stdout == "0077\n"
@@ -228,7 +276,7 @@ class Services:
 
     # -- readiness and sockets ----------------------------------------------------------------------------------
 
-    @pytest.mark.parametrize("profile", ["strict", None])
+    @pytest.mark.parametrize("profile", ["strict", "network-client", None])
     def test_ready_when_it_says_so(self, profile: str | None) -> None:
         code = "time.sleep(0.1); print(time.monotonic(), flush=True); tell('READY=1\\nSTATUS=serving'); time.sleep(60)"
         with sandbox.start_service(program(code, NOTIFIES), Type="notify", profile=profile) as service:

@@ -8,6 +8,7 @@ import attrs
 
 from sandbox.errors import ModelError
 from sandbox.services.settings import Assignment, split_assignment
+from sandbox.services.syscalls import IO_URING
 
 __all__ = ["PROFILES", "Profile", "profile"]
 
@@ -46,6 +47,8 @@ _BASE = (
     "ProtectClock=yes", "ProtectControlGroups=yes", "ProtectHostname=yes", "ProtectKernelLogs=yes",
     "ProtectKernelModules=yes", "ProtectKernelTunables=yes", "RestrictNamespaces=yes",
     "SystemCallArchitectures=native", "SystemCallErrorNumber=EPERM", "SystemCallFilter=@system-service",
+    # Otherwise RestrictAddressFamilies= and RestrictSUIDSGID= would be kept by those only who ask the usual way.
+    f"SystemCallFilter=~{' '.join(IO_URING)}",
 )
 _BASE_BLOCKS = (
     "see or touch the /tmp of others",
@@ -53,16 +56,21 @@ _BASE_BLOCKS = (
     "change settings, modules, log or clock of the kernel, or the host's name",
     "gain privileges: by set-user-ID programs, namespaces, real-time scheduling",
     "make system calls that services do not need (mount, ptrace, reboot, swapon …): they fail with EPERM",
+    "use io_uring, which no filter of system calls sees into",
 )
 _READ_MOSTLY = ("ProtectSystem=full", "ProtectHome=read-only")
 _READ_MOSTLY_BLOCKS = ("write to /usr, /boot, /etc and to home directories",)
 #: What a program does without that was written to run as a service.
 _CONFINED = (
     "ProtectSystem=strict", "ProtectHome=yes", "UMask=0077", "RemoveIPC=yes",
+    # ProtectSystem=strict leaves /dev alone, where the host's /dev/shm is, and all that makes a new /proc or /sys
+    # (ProtectProc=, ProtectControlGroups= …) implies MountAPIVFS=, by which /run stays writable (systemd 252).
+    "ReadOnlyPaths=-/run", "TemporaryFileSystem=/dev/shm:mode=1777", "PrivateIPC=yes",
     "SystemCallFilter=~@privileged @resources",
 )
 _CONFINED_BLOCKS = (
-    "write to any file, except below /tmp and /var/tmp, which are its own",
+    "write to any file, except below /tmp, /var/tmp and /dev/shm, which are its own",
+    "share memory, semaphores or message queues with others",
     "see home directories",
     "where the manager runs as root: be root or a user that others are, have capabilities, or look around in /proc",
     "change owners of files, its priority or its limits",
@@ -105,7 +113,8 @@ _ALL = (
     ),
     Profile(
         "strict", "For a program that computes: it has its input, its output, and no network.",
-        (_NO_NETWORK_BLOCK, *_CONFINED_BLOCKS, "make memory that it has written executable (JIT compilers do)",
+        # Files (memfd_create(2), /proc/self/mem) are no hindrance to it; this is against mistakes of its own.
+        (_NO_NETWORK_BLOCK, *_CONFINED_BLOCKS, "map memory writable and executable, or make it so in turn (JIT compilers do)",
          *_BASE_BLOCKS, "open sockets other than local ones"),
         _lines(_BASE, _CONFINED, ["PrivateNetwork=yes", "RestrictAddressFamilies=AF_UNIX", "MemoryDenyWriteExecute=yes"]),
         _POWERLESS,
