@@ -30,14 +30,15 @@ class Profile:
     lines: tuple[str, ...]
     #: Further ones for managers that run as root. An ordinary user's cannot keep them, and runs nothing as root anyway.
     root_lines: tuple[str, ...] = ()
+    #: Further ones for managers of ordinary users.
+    user_lines: tuple[str, ...] = ("PrivateUsers=yes",)
 
     def assignments(self, *, root: bool = True) -> list[Assignment]:
         """The properties for a manager of root, or of an ordinary user.
 
         What takes a mount namespace, an ordinary user's manager does only for services with a user namespace.
         """
-        further = self.root_lines if root else ("PrivateUsers=yes",)
-        return [split_assignment(line) for line in (*self.lines, *further)]
+        return [split_assignment(line) for line in (*self.lines, *(self.root_lines if root else self.user_lines))]
 
 
 #: What nearly every program does without.
@@ -65,7 +66,7 @@ _CONFINED = (
     "ProtectSystem=strict", "ProtectHome=yes", "UMask=0077", "RemoveIPC=yes",
     # ProtectSystem=strict leaves /dev alone, where the host's /dev/shm is, and all that makes a new /proc or /sys
     # (ProtectProc=, ProtectControlGroups= …) implies MountAPIVFS=, by which /run stays writable (systemd 252).
-    "ReadOnlyPaths=-/run", "TemporaryFileSystem=/dev/shm:mode=1777", "PrivateIPC=yes",
+    "ReadOnlyPaths=-/run", "PrivateIPC=yes",
     "SystemCallFilter=~@privileged @resources",
 )
 _CONFINED_BLOCKS = (
@@ -81,7 +82,13 @@ _SOCKETS_BLOCK = "open sockets other than local, Internet and netlink ones"
 _NO_NETWORK = ("PrivateNetwork=yes", "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK")
 _NO_NETWORK_BLOCK = "reach any network: it has a loopback interface of its own"
 _DEVICES = ("DevicePolicy=closed",)
-_NOBODY = ("DevicePolicy=closed", "DynamicUser=yes", "ProtectProc=invisible", "ProcSubset=pid")
+_NOBODY = (
+    "DevicePolicy=closed", "DynamicUser=yes", "ProtectProc=invisible", "ProcSubset=pid",
+    "TemporaryFileSystem=/dev/shm:mode=1777",
+)
+#: The manager of an ordinary user mounts nothing for what runs outside of the sandbox (``+``), our helper for sockets, and
+#: fails if that has TemporaryFileSystem= (systemd 252); it passes over InaccessiblePaths= there.
+_USERS = ("PrivateUsers=yes", "InaccessiblePaths=-/dev/shm")
 _POWERLESS = (*_NOBODY, "CapabilityBoundingSet=", "PrivateUsers=yes")
 
 
@@ -103,13 +110,13 @@ _ALL = (
     Profile(
         "network-client", "For a program that talks to others and keeps nothing.",
         (*_CONFINED_BLOCKS, *_BASE_BLOCKS, _SOCKETS_BLOCK),
-        _lines(_BASE, _CONFINED, [_SOCKETS]), _POWERLESS,
+        _lines(_BASE, _CONFINED, [_SOCKETS]), _POWERLESS, _USERS,
     ),
     Profile(
         "network-server", "As network-client, and may listen on ports below 1024.",
         (*_CONFINED_BLOCKS, *_BASE_BLOCKS, _SOCKETS_BLOCK),
         _lines(_BASE, _CONFINED, [_SOCKETS]),
-        (*_NOBODY, "CapabilityBoundingSet=CAP_NET_BIND_SERVICE", "AmbientCapabilities=CAP_NET_BIND_SERVICE"),
+        (*_NOBODY, "CapabilityBoundingSet=CAP_NET_BIND_SERVICE", "AmbientCapabilities=CAP_NET_BIND_SERVICE"), _USERS,
     ),
     Profile(
         "strict", "For a program that computes: it has its input, its output, and no network.",
@@ -117,7 +124,7 @@ _ALL = (
         (_NO_NETWORK_BLOCK, *_CONFINED_BLOCKS, "map memory writable and executable, or make it so in turn (JIT compilers do)",
          *_BASE_BLOCKS, "open sockets other than local ones"),
         _lines(_BASE, _CONFINED, ["PrivateNetwork=yes", "RestrictAddressFamilies=AF_UNIX", "MemoryDenyWriteExecute=yes"]),
-        _POWERLESS,
+        _POWERLESS, _USERS,
     ),
 )  # fmt: skip
 
