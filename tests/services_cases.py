@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -154,6 +155,64 @@ class Services:
         del found["links"]  # /sys shows the host's: a name is no access
         assert found == {"etc": "no", "home": "no", "inet": "no", "unix": "yes", "chroot": "no", "mount": "no", "route": "3"}
 
+    @pytest.mark.parametrize("given", [{}, {"SystemCallFilter": ["@system-service", "@mount"]}], ids=["alone", "with another"])
+    @pytest.mark.parametrize("name", services.PROFILES)
+    def test_io_uring_is_refused_as_other_calls_are(self, name: str, given: dict[str, Any]) -> None:
+        code = """
+            import ctypes
+            libc = ctypes.CDLL(None, use_errno=True)
+            def fails(number):
+                assert libc.syscall(number, 0, 0, 0, 0, 0, 0) == -1
+                return ctypes.get_errno()
+            print([fails(number) for number in (425, 426, 427)])  # io_uring_setup, _enter, _register: everywhere the same
+        """
+        assert sandbox.service(program(code), profile=name, **given).stdout == f"{[errno.EPERM] * 3}\n"
+
+    @pytest.mark.parametrize("given", [{}, {"ReadOnlyPaths": "/usr", "TemporaryFileSystem": "/srv:ro"}], ids=["alone", "more"])
+    @pytest.mark.parametrize("name", ["strict", "network-client", "network-server"])
+    def test_the_confined_write_to_nothing_of_the_hosts(self, name: str, given: dict[str, Any]) -> None:
+        """Every mount that they see is asked, and two places are tried where everybody may write on the host."""
+        files = [Path(f"/dev/shm/sandbox-case-{os.getpid()}"), Path(f"/run/lock/sandbox-case-{os.getpid()}")]
+        code = """
+            import os, sys
+            for file in sys.argv[1:]:
+                try: open(file, "w")
+                except OSError: pass
+            print(os.readlink("/proc/self/ns/ipc"))
+            for line in open("/proc/self/mountinfo"):
+                place, kind = line.split()[4], line.partition(" - ")[2].split()[0]
+                try: flags = os.statvfs(place).f_flag
+                except OSError: continue  # below something that hides it
+                if not flags & os.ST_RDONLY and not place.startswith(("/proc", "/dev")) and kind != "selinuxfs": print(place)
+        """
+        ipc, *mounts = sandbox.service([*program(code), *map(str, files)], profile=name, **given).stdout.splitlines()
+        there = [file for file in files if file.exists()]
+        for file in there:
+            file.unlink()
+        assert there == []
+        assert ipc != os.readlink("/proc/self/ns/ipc")
+        assert set(mounts) == {"/tmp", "/var/tmp"}, mounts
+
+    def test_shared_memory_of_a_confined_one(self) -> None:
+        """Its own; in the manager of an ordinary user there is none."""
+        code = """
+            from multiprocessing.shared_memory import SharedMemory
+            memory = SharedMemory(create=True, size=4096)
+            memory.buf[0] = 1
+            memory.unlink()
+        """
+        done = sandbox.service(program(code), profile="strict")
+        assert (done.returncode == 0) == managers.home().root, done.stderr
+        own: dict[str, Any] = {"InaccessiblePaths": "", "TemporaryFileSystem": "/dev/shm:mode=1777"}
+        assert sandbox.service(program(code), profile="strict", **own).returncode == 0
+
+    def test_the_runtime_directory_of_a_confined_one(self) -> None:
+        code = "import os; open(os.environ['RUNTIME_DIRECTORY'] + '/x', 'w')"
+        # That of an ordinary user's service lies below /run/user, which ProtectHome=yes hides.
+        home: dict[str, Any] = {} if managers.home().root else {"ProtectHome": "read-only"}
+        done = sandbox.service(program(code), profile="network-server", RuntimeDirectory="sandbox-case", **home)
+        assert done.returncode == 0, done.stderr
+
     def test_keywords_override_the_profile(self) -> None:
         code = ["sh", "-c", "test -r /home && echo there; umask"]
         assert sandbox.service(code, profile="strict").stdout == "0077\n"
@@ -228,7 +287,7 @@ class Services:
 
     # -- readiness and sockets ----------------------------------------------------------------------------------
 
-    @pytest.mark.parametrize("profile", ["strict", None])
+    @pytest.mark.parametrize("profile", ["strict", "network-client", None])
     def test_ready_when_it_says_so(self, profile: str | None) -> None:
         code = "time.sleep(0.1); print(time.monotonic(), flush=True); tell('READY=1\\nSTATUS=serving'); time.sleep(60)"
         with sandbox.start_service(program(code, NOTIFIES), Type="notify", profile=profile) as service:

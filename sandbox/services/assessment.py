@@ -1,7 +1,8 @@
 """What is still open to a service: a report from its settings alone, without systemd.
 
 The items, their weights and the sum are those of ``systemd-analyze security`` (systemd 252), so that the figures can be
-compared; a test compares them for every unit file of the machine. The words are ours.
+compared; a test compares them for every unit file of the machine. The words are ours, and so is the item on io_uring,
+which adds nothing to the sum.
 """
 
 from __future__ import annotations
@@ -213,8 +214,16 @@ def _by_choice(name: str, weight: int, range: int, badness: dict[str, int], defa
     return _Item(f"{name}=", weight, range, lambda s: badness[s.choice(name, badness, default)], text)
 
 
+def _io_uring(settings: Settings) -> int | None:
+    """Where nothing is restricted that it goes past, there is nothing to tell."""
+    return int(settings.io_uring) if settings.io_uring_matters else None
+
+
 _HOME = {"no": 10, "read-only": 5, "tmpfs": 1, "yes": 0}
 _SYSTEM = {"no": 10, "yes": 5, "full": 3, "strict": 0}
+
+#: An item that ``systemd-analyze security`` does not have.
+IO_URING_ITEM = "SystemCallFilter=~io_uring_setup"
 
 _ITEMS = (
     _Item("User=/DynamicUser=", 2000, 10, _user, "runs as root, or as a user that others use too"),
@@ -306,4 +315,5 @@ _ITEMS = (
     _calls("@reboot", 1000, "makes system calls that reboot"),
     _calls("@privileged", 700, "makes system calls that only root has a use for"),
     _calls("@resources", 700, "makes system calls that change priorities and limits"),
+    _Item(IO_URING_ITEM, 0, 1, _io_uring, "goes past RestrictAddressFamilies= and RestrictSUIDSGID= with io_uring"),
 )  # fmt: skip

@@ -131,6 +131,7 @@ def _why_hidden(path: str, settings: Settings, root: Path | None) -> Iterator[Ca
               if settings.protect_home in {"yes", "tmpfs"}]  # fmt: skip
     hidden += [(place, "PrivateTmp", "yes") for place in ("/tmp", "/var/tmp") if settings.on("PrivateTmp")]
     hidden += [(place.lstrip("-+"), "InaccessiblePaths", place) for place in settings.words("InaccessiblePaths")]
+    hidden += [(place.split(":")[0], "TemporaryFileSystem", place) for place in settings.words("TemporaryFileSystem")]
     shown = {word.split(":")[-1].lstrip("-") for name in ("BindPaths", "BindReadOnlyPaths")
              for word in settings.words(name)}  # fmt: skip
     for candidate in dict.fromkeys((path, os.path.realpath(path))):

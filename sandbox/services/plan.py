@@ -15,6 +15,7 @@ from sandbox.errors import CommandNotFound, ModelError
 from sandbox.services.errors import PropertyError
 from sandbox.services.profiles import profile as profile_called
 from sandbox.services.settings import Assignment, Settings, assignments_of, split_assignment
+from sandbox.services.syscalls import IO_URING
 
 __all__ = ["Plan", "plan", "split_command"]
 
@@ -35,6 +36,8 @@ _DEFAULTS = (
     ("Slice", "sandbox.slice"), ("TimeoutStopSec", "10s"), ("Type", "exec"),
 )  # fmt: skip
 _OF_IMAGES = (("ProtectSystem", "strict"), ("MountAPIVFS", "yes"))
+#: Lists that close places. Who closes (or covers) one more does not mean to open those of the profile; an empty value does.
+_ADDED = frozenset({"InaccessiblePaths", "ReadOnlyPaths", "TemporaryFileSystem"})
 
 
 @attrs.frozen
@@ -43,12 +46,19 @@ class Plan:
 
     #: The command; its first word is the program's path, or a name that is looked up in the image.
     args: tuple[str, ...]
-    #: Everything that is set, in text: the profile's, then what was given.
-    assignments: tuple[Assignment, ...]
+    #: What is set as text: the profile's, then what was given.
+    written: tuple[Assignment, ...]
     #: The names of what was given as Python values, with those values.
     keywords: Mapping[str, Any]
+    #: What we add, after all of that.
+    added: tuple[Assignment, ...] = ()
     #: The image whose root it has.
     image: str | None = None
+
+    @property
+    def assignments(self) -> tuple[Assignment, ...]:
+        """Everything that is set, in text, in the order in which the manager is told."""
+        return (*self.written, *assignments_of(self.keywords), *self.added)
 
     @property
     def settings(self) -> Settings:
@@ -57,8 +67,8 @@ class Plan:
 
     @property
     def texts(self) -> list[str]:
-        """The assignments that are text and nothing else, as ``Name=text``."""
-        return [f"{name}={value}" for name, value in self.assignments if name not in self.keywords]
+        """What is set as text, as ``Name=text``."""
+        return [f"{name}={value}" for name, value in self.written]
 
 
 def plan(
@@ -85,19 +95,27 @@ def plan(
     chosen = profile_called(profile).assignments(root=root) if profile is not None else []
     if image is not None:
         chosen = [*(pair for pair in chosen if pair[0] not in dict(_OF_IMAGES)), *_OF_IMAGES]
-    merged = _merged(chosen, given, keywords)
-    fixed = _fixed(Settings(merged), cwd, image)
-    return Plan(_resolved(args, image), (*merged, *fixed), keywords, image)
+    written = _written(chosen, given, keywords)
+    settings = Settings([*written, *assignments_of(keywords)])
+    added = [*_fixed(settings, cwd, image), *_kept(Settings(chosen), settings)]
+    return Plan(_resolved(args, image), tuple(written), keywords, tuple(added), image)
 
 
-def _merged(
+def _written(
     chosen: Sequence[Assignment], given: Sequence[Assignment], keywords: Mapping[str, Any]
 ) -> list[Assignment]:  # fmt: skip
     """Those of a later kind take the place of those before, name by name."""
-    named = {name for name, _ in given}
-    texts = [pair for pair in chosen if pair[0] not in named | set(keywords)]
-    texts += [pair for pair in given if pair[0] not in keywords]
-    return [*texts, *assignments_of(keywords)]
+    emptied = {name for name, value in assignments_of(keywords) if not value}
+    replaced = {*keywords, *(name for name, _ in given)} - (_ADDED - emptied)
+    return [*(pair for pair in chosen if pair[0] not in replaced), *(pair for pair in given if pair[0] not in keywords)]
+
+
+def _kept(chosen: Settings, settings: Settings) -> list[Assignment]:
+    """Another SystemCallFilter= than the profile's does not open what its other properties close, unless it says so."""
+    named = {word.partition(":")[0] for word in settings.words("SystemCallFilter")}
+    if chosen.given("SystemCallFilter") and settings.io_uring and settings.io_uring_matters and named.isdisjoint(IO_URING):
+        return [("SystemCallFilter", f"~{' '.join(IO_URING)}")]
+    return []
 
 
 def _fixed(settings: Settings, cwd: str | os.PathLike[str] | None, image: str | None) -> list[Assignment]:

@@ -8,6 +8,7 @@ import attrs
 
 from sandbox.errors import ModelError
 from sandbox.services.settings import Assignment, split_assignment
+from sandbox.services.syscalls import IO_URING
 
 __all__ = ["PROFILES", "Profile", "profile"]
 
@@ -29,14 +30,15 @@ class Profile:
     lines: tuple[str, ...]
     #: Further ones for managers that run as root. An ordinary user's cannot keep them, and runs nothing as root anyway.
     root_lines: tuple[str, ...] = ()
+    #: Further ones for managers of ordinary users.
+    user_lines: tuple[str, ...] = ("PrivateUsers=yes",)
 
     def assignments(self, *, root: bool = True) -> list[Assignment]:
         """The properties for a manager of root, or of an ordinary user.
 
         What takes a mount namespace, an ordinary user's manager does only for services with a user namespace.
         """
-        further = self.root_lines if root else ("PrivateUsers=yes",)
-        return [split_assignment(line) for line in (*self.lines, *further)]
+        return [split_assignment(line) for line in (*self.lines, *(self.root_lines if root else self.user_lines))]
 
 
 #: What nearly every program does without.
@@ -46,6 +48,8 @@ _BASE = (
     "ProtectClock=yes", "ProtectControlGroups=yes", "ProtectHostname=yes", "ProtectKernelLogs=yes",
     "ProtectKernelModules=yes", "ProtectKernelTunables=yes", "RestrictNamespaces=yes",
     "SystemCallArchitectures=native", "SystemCallErrorNumber=EPERM", "SystemCallFilter=@system-service",
+    # Otherwise RestrictAddressFamilies= and RestrictSUIDSGID= would be kept by those only who ask the usual way.
+    f"SystemCallFilter=~{' '.join(IO_URING)}",
 )
 _BASE_BLOCKS = (
     "see or touch the /tmp of others",
@@ -53,16 +57,21 @@ _BASE_BLOCKS = (
     "change settings, modules, log or clock of the kernel, or the host's name",
     "gain privileges: by set-user-ID programs, namespaces, real-time scheduling",
     "make system calls that services do not need (mount, ptrace, reboot, swapon …): they fail with EPERM",
+    "use io_uring, which no filter of system calls sees into",
 )
 _READ_MOSTLY = ("ProtectSystem=full", "ProtectHome=read-only")
 _READ_MOSTLY_BLOCKS = ("write to /usr, /boot, /etc and to home directories",)
 #: What a program does without that was written to run as a service.
 _CONFINED = (
     "ProtectSystem=strict", "ProtectHome=yes", "UMask=0077", "RemoveIPC=yes",
+    # ProtectSystem=strict leaves /dev alone, where the host's /dev/shm is, and all that makes a new /proc or /sys
+    # (ProtectProc=, ProtectControlGroups= …) implies MountAPIVFS=, by which /run stays writable (systemd 252).
+    "ReadOnlyPaths=-/run", "PrivateIPC=yes",
     "SystemCallFilter=~@privileged @resources",
 )
 _CONFINED_BLOCKS = (
-    "write to any file, except below /tmp and /var/tmp, which are its own",
+    "write to any file, except below /tmp, /var/tmp and /dev/shm, which are its own",
+    "share memory, semaphores or message queues with others",
     "see home directories",
     "where the manager runs as root: be root or a user that others are, have capabilities, or look around in /proc",
     "change owners of files, its priority or its limits",
@@ -73,7 +82,13 @@ _SOCKETS_BLOCK = "open sockets other than local, Internet and netlink ones"
 _NO_NETWORK = ("PrivateNetwork=yes", "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK")
 _NO_NETWORK_BLOCK = "reach any network: it has a loopback interface of its own"
 _DEVICES = ("DevicePolicy=closed",)
-_NOBODY = ("DevicePolicy=closed", "DynamicUser=yes", "ProtectProc=invisible", "ProcSubset=pid")
+_NOBODY = (
+    "DevicePolicy=closed", "DynamicUser=yes", "ProtectProc=invisible", "ProcSubset=pid",
+    "TemporaryFileSystem=/dev/shm:mode=1777",
+)
+#: The manager of an ordinary user mounts nothing for what runs outside of the sandbox (``+``), our helper for sockets, and
+#: fails if that has TemporaryFileSystem= (systemd 252); it passes over InaccessiblePaths= there.
+_USERS = ("PrivateUsers=yes", "InaccessiblePaths=-/dev/shm")
 _POWERLESS = (*_NOBODY, "CapabilityBoundingSet=", "PrivateUsers=yes")
 
 
@@ -95,20 +110,21 @@ _ALL = (
     Profile(
         "network-client", "For a program that talks to others and keeps nothing.",
         (*_CONFINED_BLOCKS, *_BASE_BLOCKS, _SOCKETS_BLOCK),
-        _lines(_BASE, _CONFINED, [_SOCKETS]), _POWERLESS,
+        _lines(_BASE, _CONFINED, [_SOCKETS]), _POWERLESS, _USERS,
     ),
     Profile(
         "network-server", "As network-client, and may listen on ports below 1024.",
         (*_CONFINED_BLOCKS, *_BASE_BLOCKS, _SOCKETS_BLOCK),
         _lines(_BASE, _CONFINED, [_SOCKETS]),
-        (*_NOBODY, "CapabilityBoundingSet=CAP_NET_BIND_SERVICE", "AmbientCapabilities=CAP_NET_BIND_SERVICE"),
+        (*_NOBODY, "CapabilityBoundingSet=CAP_NET_BIND_SERVICE", "AmbientCapabilities=CAP_NET_BIND_SERVICE"), _USERS,
     ),
     Profile(
         "strict", "For a program that computes: it has its input, its output, and no network.",
-        (_NO_NETWORK_BLOCK, *_CONFINED_BLOCKS, "make memory that it has written executable (JIT compilers do)",
+        # Files (memfd_create(2), /proc/self/mem) are no hindrance to it; this is against mistakes of its own.
+        (_NO_NETWORK_BLOCK, *_CONFINED_BLOCKS, "map memory writable and executable, or make it so in turn (JIT compilers do)",
          *_BASE_BLOCKS, "open sockets other than local ones"),
         _lines(_BASE, _CONFINED, ["PrivateNetwork=yes", "RestrictAddressFamilies=AF_UNIX", "MemoryDenyWriteExecute=yes"]),
-        _POWERLESS,
+        _POWERLESS, _USERS,
     ),
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from sandbox.linux.capabilities import NAMES
 from sandbox.services.settings import NAMESPACES, Assignment
-from sandbox.services.syscalls import members
+from sandbox.services.syscalls import IO_URING, members
 
 __all__ = ["Ladder", "Restriction", "compose", "ladders"]
 
@@ -31,7 +31,7 @@ _FAMILIES = ("AF_INET", "AF_INET6", "AF_PACKET", "AF_NETLINK", "AF_UNIX", _OTHER
 #: Groups that some services do without; what is in none of them is needed by all, or dangerous to none.
 _CALLS = (
     "@clock", "@cpu-emulation", "@debug", "@module", "@mount", "@obsolete", "@raw-io", "@reboot", "@swap", "@privileged",
-    "@resources", "@keyring", "@pkey", "@memlock", "@setuid", "@chown", "@aio", "@timer", "@sync", "@network-io", "@ipc",
+    "@resources", "@keyring", "@pkey", "@memlock", "@setuid", "@chown", "@timer", "@sync", "@network-io", "@ipc",
 )  # fmt: skip
 _WIDE = "@system-service"
 _SWITCHES = (
@@ -42,6 +42,8 @@ _SWITCHES = (
 _CHOICES = (
     ("ProtectSystem", ("strict", "full", "yes")), ("ProtectHome", ("yes", "tmpfs", "read-only")),
     ("ProtectProc", ("invisible",)), ("ProcSubset", ("pid",)), ("UMask", ("0077", "0027")),
+    # ProtectSystem=strict alone leaves these two open (see the profiles).
+    ("ReadOnlyPaths", ("-/run",)), ("TemporaryFileSystem", ("/dev/shm:mode=1777",)), ("PrivateIPC", ("yes",)),
     ("KeyringMode", ("private",)), ("SystemCallArchitectures", ("native",)), ("DevicePolicy", ("closed",)),
 )  # fmt: skip
 
@@ -58,6 +60,8 @@ def ladders(*, root: bool = True) -> list[Ladder]:
         (Restriction("PrivateNetwork", "yes"),), *chosen, *single,
         (Restriction("IPAddressDeny", "any"), Restriction("IPAddressDeny", "any except localhost")),
         (Restriction("SystemCallFilter", _WIDE),),
+        # What does other asynchronous input and output can still go without io_uring.
+        (Restriction("SystemCallFilter", "~@aio"), Restriction("SystemCallFilter", f"~{' '.join(IO_URING)}")),
         *((Restriction("SystemCallFilter", f"~{group}"),) for group in _CALLS),
         *((Restriction("CapabilityBoundingSet", f"~{name}"),) for name in NAMES),
         *((Restriction("RestrictNamespaces", f"~{kind}"),) for kind in sorted(NAMESPACES)),
@@ -108,7 +112,7 @@ def _system_calls(name: str, values: list[str]) -> list[Assignment]:
     lines = [("SystemCallErrorNumber", "EPERM")]
     if _WIDE in values:
         lines.append((name, _WIDE))
-        groups = [group for group in groups if members(group) & members(_WIDE)]
+        groups = [group for group in groups if any(members(word) & members(_WIDE) for word in group.split())]
     return [*lines, (name, "~" + " ".join(groups))] if groups else lines
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sandbox.errors import ModelError
 from sandbox.linux.capabilities import NAMES
-from sandbox.services.syscalls import members
+from sandbox.services.syscalls import IO_URING, members
 
 __all__ = ["Assignment", "Settings", "assignments_of", "read_unit", "split_assignment", "text_of"]
 
@@ -230,6 +230,17 @@ class Settings:
     def system_calls(self) -> tuple[bool, frozenset[str]]:
         """(True, those allowed) or (False, those denied)."""
         return _listed(self._values.get("SystemCallFilter", []), _system_calls)
+
+    @property
+    def io_uring(self) -> bool:
+        """Whether any of its calls is allowed."""
+        allow, calls = self.system_calls
+        return any((call in calls) == allow for call in IO_URING)
+
+    @property
+    def io_uring_matters(self) -> bool:
+        """Something is restricted that io_uring does nevertheless."""
+        return self.on("RestrictSUIDSGID") or self.address_families != (False, frozenset())
 
     def addresses(self, name: str) -> set[str]:
         """Networks of IPAddressAllow= or IPAddressDeny=, in words that stand for some resolved."""

@@ -207,11 +207,12 @@ _RESULTS = {
 
 
 def _typed(what: Plan) -> list[Property]:
-    """What was asked for, as the bus has it."""
+    """What it is set to, as the bus has it."""
     from sandbox_systemd.properties import from_python, parse
 
     with errors_of_systemd("start service", what.args[0]):
-        return [*parse(_for_the_bus(what.texts)), *from_python(what.keywords)]
+        added = [f"{name}={value}" for name, value in what.added]
+        return [*parse(_for_the_bus(what.texts)), *from_python(what.keywords), *parse(added)]
 
 
 def _of_unit(

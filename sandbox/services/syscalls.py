@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 
-__all__ = ["GROUPS", "members"]
+__all__ = ["GROUPS", "IO_URING", "members"]
 
 _TEXT = {
     "@default": """
@@ -110,6 +110,10 @@ _TEXT = {
         timerfd_settime64 times
     """,
 }
+
+#: io_uring: what is queued there the kernel does without asking a filter of system calls, so that it opens sockets which
+#: RestrictAddressFamilies= would refuse, and makes files which RestrictSUIDSGID= would. systemd counts them as ``@aio``.
+IO_URING = ("io_uring_enter", "io_uring_register", "io_uring_setup")
 
 #: group → what its definition lists: system calls, and other groups.
 GROUPS: dict[str, tuple[str, ...]] = {name: tuple(text.split()) for name, text in _TEXT.items()}

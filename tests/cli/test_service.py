@@ -64,7 +64,7 @@ class TestReport:
     def test_table(self, cli: Any) -> None:
         done = cli("service", "report", "--profile", "strict")
         assert done.returncode == 0
-        assert done.stdout.splitlines()[-1] == "exposure: 0.4 SAFE (4 of 81 open)"
+        assert done.stdout.splitlines()[-1] == "exposure: 0.4 SAFE (4 of 82 open)"
         assert "IPAddressDeny=" in done.stdout
         assert "✓" not in done.stdout
         assert "no process of it has the host's network" in cli("service", "report", "-a", "-p", "PrivateNetwork=yes").stdout

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from gate import requires
 
-from sandbox.services.assessment import exposure
+from sandbox.services.assessment import IO_URING_ITEM, exposure
 from sandbox.services.profiles import PROFILES
 from sandbox.services.settings import read_unit
 from sandbox.services.syscalls import GROUPS, members
@@ -34,7 +34,7 @@ def compare(unit: Path) -> None:
     """Every item, and the sum."""
     theirs = json.loads(analyze("security", "--offline=true", "--json=short", str(unit)))
     report = exposure(read_unit(unit))
-    ours = {item.name: item for item in report.findings}
+    ours = {item.name: item for item in report.findings if item.name != IO_URING_ITEM}
     assert {item["name"] for item in theirs} == set(ours)
     for item in theirs:
         mine = ours[item["name"]]

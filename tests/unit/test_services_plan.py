@@ -15,6 +15,7 @@ from sandbox.services.enforcement import refusals
 from sandbox.services.plan import plan, split_command
 from sandbox.services.settings import Settings, split_assignment
 from sandbox.services.sockets import named_sockets
+from sandbox.services.syscalls import IO_URING
 
 
 def settings(*lines: str) -> Settings:
@@ -26,10 +27,38 @@ class TestPlan:
         made = plan("true", lines=["ProtectHome=tmpfs", "PrivateTmp=no"], properties={"PrivateTmp": True, "User": "me"})
         found = made.settings
         assert found.last("ProtectHome") == "tmpfs"
-        assert found.words("SystemCallFilter") == ["@system-service"], "the profile's"
+        assert found.words("SystemCallFilter")[0] == "@system-service", "the profile's"
         assert [value for name, value in made.assignments if name == "PrivateTmp"] == ["yes"]
         assert "PrivateTmp=no" not in made.texts
         assert not any(text.startswith("User=") for text in made.texts), "values go to the bus as values"
+
+    @pytest.mark.parametrize(
+        "given", [{"lines": ["ReadOnlyPaths=/usr"]}, {"properties": {"ReadOnlyPaths": ["/usr"]}}], ids=["line", "keyword"]
+    )
+    def test_paths_that_are_closed_are_added_to_the_profiles(self, given: dict[str, Any]) -> None:
+        made = plan("true", profile="strict", **given)
+        assert made.settings.words("ReadOnlyPaths") == ["-/run", "/usr"]
+        assert "ReadOnlyPaths=-/run" in made.texts
+        covered = plan("true", profile="strict", properties={"TemporaryFileSystem": "/srv"}).settings
+        assert covered.words("TemporaryFileSystem") == ["/dev/shm:mode=1777", "/srv"]
+
+    @pytest.mark.parametrize(
+        "given", [{"lines": ["ReadOnlyPaths="]}, {"properties": {"ReadOnlyPaths": None}}], ids=["line", "keyword"]
+    )
+    def test_an_empty_value_opens_them(self, given: dict[str, Any]) -> None:
+        assert not plan("true", profile="strict", **given).settings.given("ReadOnlyPaths")
+
+    @pytest.mark.parametrize("value", ["@system-service @mount", "~@clock", "", "~io_uring_setup"])
+    def test_another_filter_of_system_calls_does_not_let_io_uring_in(self, value: str) -> None:
+        for made in (plan("true", lines=[f"SystemCallFilter={value}"]), plan("true", properties={"SystemCallFilter": value})):
+            assert not made.settings.io_uring
+            assert made.assignments[-1][0] == "SystemCallFilter", "the first one says whether the list allows or denies"
+
+    def test_io_uring_where_it_is_asked_for_or_goes_past_nothing(self) -> None:
+        assert plan("true", lines=[f"SystemCallFilter=@system-service {' '.join(IO_URING)}"]).settings.io_uring
+        past_nothing = ["SystemCallFilter=", "RestrictAddressFamilies=", "RestrictSUIDSGID=no"]
+        assert not plan("true", lines=past_nothing).settings.given("SystemCallFilter")
+        assert plan("true", profile=None, lines=["RestrictSUIDSGID=yes"]).settings.io_uring, "nobody has promised anything"
 
     def test_everything_is_counted_and_starts_at_the_root(self) -> None:
         found = plan("true", profile=None).settings

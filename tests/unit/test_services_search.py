@@ -104,6 +104,13 @@ class TestCompose:
             ("SystemCallErrorNumber", "EPERM"), ("SystemCallFilter", "@system-service"), ("SystemCallFilter", "~@ipc"),
         ]  # fmt: skip
 
+    def test_io_uring_goes_alone_where_the_rest_of_its_group_is_needed(self) -> None:
+        ladder = next(ladder for ladder in ladders() if Restriction("SystemCallFilter", "~@aio") in ladder)
+        assert not Settings(compose([ladder[1]])).io_uring
+        found = Settings(compose([Restriction("SystemCallFilter", "@system-service"), ladder[1]]))
+        assert not found.io_uring
+        assert "io_submit" in found.system_calls[1]
+
     def test_only_localhost(self) -> None:
         found = Settings(compose([Restriction("IPAddressDeny", "any except localhost")]))
         assert found.addresses("IPAddressAllow") == {"127.0.0.0/8", "::1/128"}

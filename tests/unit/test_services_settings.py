@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import sandbox
-from sandbox.services.assessment import exposure
+from sandbox.services.assessment import IO_URING_ITEM, exposure
 from sandbox.services.profiles import PROFILES, profile
 from sandbox.services.settings import (
     ALL_CAPABILITIES,
@@ -143,6 +143,23 @@ class TestExposure:
         ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("lines", "badness"),
+    [
+        ([], None), (["SystemCallFilter=@system-service"], None), (["RestrictSUIDSGID=yes"], 1),
+        (["RestrictAddressFamilies=none"], 1), (["DynamicUser=yes", "SystemCallFilter=@system-service"], 1),
+        (["RestrictSUIDSGID=yes", "SystemCallFilter=~@aio"], 0),
+        (["RestrictSUIDSGID=yes", "SystemCallFilter=~io_uring_setup"], 1),
+        (["RestrictSUIDSGID=yes", "SystemCallFilter=~@aio", "SystemCallFilter=@system-service"], 1),
+    ],
+)  # fmt: skip
+def test_what_io_uring_goes_past_is_told_and_not_counted(lines: list[str], badness: int | None) -> None:
+    report = exposure(split_assignment(line) for line in lines)
+    finding = next(item for item in report.findings if item.name == IO_URING_ITEM)
+    assert (finding.badness, finding.points) == (badness, 0)
+    assert (finding in report.open) == bool(badness)
+
+
 class TestProfiles:
     def test_each_is_stricter_than_the_one_before_it_in_kind(self) -> None:
         percent = {name: exposure(item.assignments()).percent for name, item in PROFILES.items()}
@@ -153,6 +170,14 @@ class TestProfiles:
     def test_each_says_what_it_blocks(self, name: str) -> None:
         assert profile(name).purpose.endswith(".")
         assert len(profile(name).blocks) > 5
+
+    @pytest.mark.parametrize("root", [True, False])
+    @pytest.mark.parametrize("name", PROFILES)
+    def test_io_uring_goes_past_none(self, name: str, root: bool) -> None:
+        settings = Settings(profile(name).assignments(root=root))
+        assert settings.io_uring_matters
+        assert not settings.io_uring
+        assert "io_submit" in settings.system_calls[1], "other asynchronous input and output goes on"
 
     def test_without_root_what_only_root_can_keep_is_not_in_it(self) -> None:
         names = {name for name, _ in profile("strict").assignments(root=False)}
