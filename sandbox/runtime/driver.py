@@ -119,6 +119,8 @@ class _Driver:
     def _enter(self) -> None:
         join = self._job.join
         if join is not None:
+            # The host is still writable here: /proc/PID/root must not lead another container's engine to it (ptrace(2)).
+            syscalls.prctl(c.PR_SET_DUMPABLE, 0)
             for kind in ("user", *(kind for kind in join if kind != "user")):
                 syscalls.setns(join[kind], c.NAMESPACES[kind][0])
             syscalls.unshare(c.CLONE_NEWNS)

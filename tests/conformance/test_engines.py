@@ -253,7 +253,10 @@ def test_the_engine_cannot_write_to_the_host(options: Options, tmp_path: Path) -
         directory.chmod(directory.stat().st_mode | 0o011)
     name = f"sandbox-test-{os.getpid()}-{options.engine}"
     tries = "; ".join(f"mkdir {place}/{name} && exit 1" for place in places)
-    hook = {"path": "/bin/sh", "args": ["sh", "-c", f"test -d {places[0]} || exit 2; {tries}; echo >/proc/self/comm"]}
+    others = f"for root in /proc/[0-9]*/root; do mkdir $root{places[0]}/{name} && exit 3; done"
+    driver = "read pid comm state parent rest </proc/$PPID/stat; ls /proc/$parent/root/ && exit 4"
+    script = f"test -d {places[0]} || exit 2; {tries}; {others}; {driver}; echo >/proc/self/comm"
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"]}
     container = Container("main", command=SLEEP, hooks={"createRuntime": [hook]}, mounts=["data:/data"])
     try:
         with sandbox.start(Pod([container], volumes=["data"]), options=options) as pod:
