@@ -222,7 +222,8 @@ class Container:
     )
     #: Bytes of output kept per stream; older lines go first.
     log_size: int = attrs.field(default=1 << 20, kw_only=True, converter=u.parse_size)
-    #: Hooks of the OCI runtime spec, passed through as they are.
+    #: Hooks of the OCI runtime spec, passed through as they are. The engines crun and runc run those before the start, and
+    #: what they run sees the host read-only.
     hooks: FrozenDict[str, Any] | None = attrs.field(
         default=None, kw_only=True, converter=attrs.converters.optional(_hooks)
     )

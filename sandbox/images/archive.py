@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sandbox.images.image import Image
+    from sandbox.images.limits import Limits
     from sandbox.images.references import Reference
     from sandbox.images.store import Store
 
@@ -154,7 +155,7 @@ def _uncompressed(file: BinaryIO, reference: Reference, store: Store) -> Iterato
         return
     with tempfile.TemporaryFile(dir=store.scratch()) as plain:
         try:
-            _gunzip(file, plain, store.limits.layer)
+            _gunzip(file, plain, store.limits, reference)
         except (zlib.error, EOFError) as error:
             raise _not_an_archive(reference, f"broken gzip compression: {error}") from error
         except OSError as error:
@@ -162,15 +163,24 @@ def _uncompressed(file: BinaryIO, reference: Reference, store: Store) -> Iterato
         yield plain
 
 
-def _gunzip(file: BinaryIO, plain: Any, limit: int) -> None:
+def _gunzip(file: BinaryIO, plain: Any, limits: Limits, reference: Reference) -> None:
+    """Decompress, within the limits of a layer: else a bomb around the layers would go off before theirs are looked at."""
     import gzip
 
     with gzip.open(file) as source:
         size = 0
         while piece := source.read(1 << 20):
             size += len(piece)
-            if size > limit:
-                raise ImageTooLarge(f"more than {limit} bytes when decompressed", feature="layer")
+            limit, allowed = limits.decompressed(file.tell())
+            if size > allowed:
+                raise ImageTooLarge(
+                    f"more than {allowed} bytes when decompressed",
+                    operation="decompress",
+                    object=reference.text,
+                    path=reference.path,
+                    feature=limit,
+                    hint=f"if you trust the archive, raise the store's limit `{limit}`",
+                )
             plain.write(piece)
     plain.flush()
 

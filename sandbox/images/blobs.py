@@ -182,12 +182,8 @@ class PlainLayer:
         _compare(self._blob.image, expected, expected, f"{algorithm}:{hashed.hexdigest()}")
 
     def _check_size(self) -> None:
-        limits = self._limits
-        allowed = limits.layer
-        if self._stored_size:
-            allowed = min(allowed, max(limits.ratio_from, limits.ratio * self._stored_size))
+        name, allowed = self._limits.decompressed(self._stored_size)
         if self._plain_size > allowed:
-            name = "layer" if allowed == limits.layer else "ratio"
             raise ImageTooLarge(
                 f"more than {allowed} bytes when decompressed",
                 operation="unpack",

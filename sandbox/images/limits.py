@@ -35,5 +35,10 @@ class Limits(NamedTuple):
     #: Depth of an index within an index.
     nesting: int = 4
 
+    def decompressed(self, stored: int) -> tuple[str, int]:
+        """(the limit that counts, how many bytes may come) of a layer or archive of which ``stored`` bytes were read."""
+        by_ratio = max(self.ratio_from, self.ratio * stored)
+        return ("ratio", by_ratio) if stored and by_ratio < self.layer else ("layer", self.layer)
+
 
 DEFAULT_LIMITS = Limits()

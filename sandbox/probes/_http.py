@@ -6,6 +6,8 @@ import re
 
 _STATUS_LINE = re.compile(rb"HTTP/\d\.\d (\d{3})(?: [^\r\n]*)?\r?\n")
 _END_OF_HEADERS = re.compile(rb"\r?\n\r?\n")
+#: Responses with a status below 200 before the real one. RFC 9110 sets no limit; who says "100 Continue" for ever is not ready.
+_MOST_INTERIM = 16
 
 
 class Incomplete(Exception):
@@ -19,6 +21,16 @@ def parse_response(data: bytes, *, ended: bool) -> tuple[int, bytes]:
     :raises Incomplete: it goes on
     :raises ValueError: this is no HTTP; the text is an English noun phrase
     """
+    for _ in range(_MOST_INTERIM + 1):
+        status, headers, rest = _head(data, ended=ended)
+        if not 100 <= status < 200 or status == 101:
+            return status, _body(headers, status, rest, ended=ended)
+        data = rest
+    raise ValueError(f"more than {_MOST_INTERIM} interim responses, the last with status {status}")
+
+
+def _head(data: bytes, *, ended: bool) -> tuple[int, dict[str, str], bytes]:
+    """Status and headers of the first response in ``data``, and what follows them."""
     line = _STATUS_LINE.match(data)
     end = _END_OF_HEADERS.search(data)
     if line is None and (ended or b"\n" in data or not b"HTTP/".startswith(data[:5])):
@@ -27,10 +39,7 @@ def parse_response(data: bytes, *, ended: bool) -> tuple[int, bytes]:
         if ended:
             raise ValueError("headers that are cut off")
         raise Incomplete
-    status, body = int(line[1]), data[end.end() :]
-    if 100 <= status < 200 and status != 101:
-        return parse_response(body, ended=ended)  # an interim response; the real one follows
-    return status, _body(_headers(data[line.end() : end.start()]), status, body, ended=ended)
+    return int(line[1]), _headers(data[line.end() : end.start()]), data[end.end() :]
 
 
 def _headers(block: bytes) -> dict[str, str]:

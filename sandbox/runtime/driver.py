@@ -22,13 +22,14 @@ from typing import Any, NamedTuple, NoReturn
 
 from sandbox.linux import constants as c, netlink, syscalls
 from sandbox.linux.cgroup import hierarchies
+from sandbox.linux.errors import KernelError
 from sandbox.linux.mounts import remount_bind
 
 from . import beneath, bundle, init, process, rootfs as roots
 from .complaints import explain
 from .failure import Failure
 from .init import Order
-from .steps import Scene, Sysctl
+from .steps import Device, Scene, Sysctl
 from .tools import Tool
 
 _CGROUP2 = "/sys/fs/cgroup"
@@ -96,8 +97,10 @@ class _Driver:
             self._progress.doing = "bind the notification socket"
             init.bind_notify(order.notify, self._channel)
         self._set_sysctls()
-        self._progress.doing = "make the root file system"
         syscalls.mount(None, "/", None, c.MS_PRIVATE | c.MS_REC)
+        self._progress.doing = "make the host read-only"
+        _protect_host(step.path for step in order.plan.steps if isinstance(step, Device))
+        self._progress.doing = "make the root file system"
         roots.mount_scratch(order.scratch, order.rootfs.size)
         scene = roots.assemble(order.rootfs, order.layers, order.scratch, order.prepared)
         if order.plan.read_only_root:
@@ -116,6 +119,8 @@ class _Driver:
     def _enter(self) -> None:
         join = self._job.join
         if join is not None:
+            # The host is still writable here: /proc/PID/root must not lead another container's engine to it (ptrace(2)).
+            syscalls.prctl(c.PR_SET_DUMPABLE, 0)
             for kind in ("user", *(kind for kind in join if kind != "user")):
                 syscalls.setns(join[kind], c.NAMESPACES[kind][0])
             syscalls.unshare(c.CLONE_NEWNS)
@@ -284,6 +289,26 @@ class _Driver:
                 os.kill(pid, signal.SIGKILL)
             for pid in pids:
                 os.waitpid(pid, 0)
+
+
+def _protect_host(devices: Iterable[str]) -> None:
+    """Make all that is mounted here read-only, but /proc and the device nodes; what is mounted later is as it was made.
+
+    An engine looks for the places of mounts by path, and a program that shares a volume can swap a directory of it for a
+    link to the host in between (CVE-2024-45310): then there is nothing to be made at the other end. crun executes itself
+    from a read-only mount without a file in /tmp of its own. /proc is for oom_score_adj. A node that the engine binds
+    keeps the attributes that the kernel sees in native containers, and nothing can be made in one.
+    """
+    kept = {}
+    for path in ("/proc", *devices):
+        flag = c.AT_RECURSIVE if path == "/proc" else 0
+        with contextlib.suppress(KernelError):  # no such device: the engine says so
+            kept[path] = syscalls.open_tree(path, c.OPEN_TREE_CLONE | c.OPEN_TREE_CLOEXEC | flag)
+    syscalls.mount_setattr(c.AT_FDCWD, "/", c.AT_RECURSIVE, attr_set=c.MOUNT_ATTR_RDONLY)
+    for path, fd in kept.items():
+        if path == "/proc" or not stat.S_ISDIR(os.fstat(fd).st_mode):
+            syscalls.move_mount(fd, path, flags=c.MOVE_MOUNT_F_EMPTY_PATH)
+        os.close(fd)
 
 
 def _children() -> list[int]:

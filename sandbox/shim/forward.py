@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -15,6 +16,8 @@ from sandbox.linux.errors import KernelError
 from .loop import Loop
 
 _CHUNK = 65536
+#: Seconds without new clients when no descriptor is free for one.
+_PAUSE = 0.1
 
 
 def start(host: str, host_port: int, port: int, netns_fd: int | None) -> tuple[int, int, tuple[str, int]]:
@@ -46,29 +49,68 @@ def _serve(listener: socket.socket, port: int, netns_fd: int | None) -> NoReturn
         syscalls.close_range(4)
         loop = Loop()
         listening = socket.socket(fileno=keep)
-        loop.watch(keep, lambda _events: _accept(loop, listening, port))
+        listening.setblocking(False)
+        _listen(loop, listening, port)
         loop.run()
     finally:
         os._exit(1)
 
 
+def _listen(loop: Loop, listener: socket.socket, port: int) -> None:
+    loop.watch(listener.fileno(), lambda _events: _accept(loop, listener, port))
+
+
 def _accept(loop: Loop, listener: socket.socket, port: int) -> None:
-    client, _ = listener.accept()
-    server: socket.socket | None = None
-    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
-        server = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            server.connect((address, port))
-            break
-        except OSError:
-            server.close()
-            server = None
-    if server is None:
-        # An abortive close: the client sees "connection reset", as if nobody listened.
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        client.close()
+    try:
+        client, _ = listener.accept()
+    except BlockingIOError:
         return
-    _Pair(loop, client, server)
+    except OSError:  # no descriptor is free: the next client waits until one is
+        loop.forget(listener.fileno())
+        loop.later(_PAUSE, lambda: _listen(loop, listener, port))
+        return
+    _Dial(loop, client, port)
+
+
+class _Dial:
+    """A client whose server is being called. Others are served meanwhile: a full backlog may not answer for minutes."""
+
+    def __init__(self, loop: Loop, client: socket.socket, port: int) -> None:
+        self._loop, self._client, self._port = loop, client, port
+        self._server: socket.socket | None = None
+        self._places = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Until a server has answered, or must be waited for."""
+        while self._places:
+            error = self._ask(*self._places[0])
+            if error in {errno.EINPROGRESS, errno.EALREADY}:
+                return
+            if error in {0, errno.EISCONN} and self._server is not None:
+                _Pair(self._loop, self._client, self._server)
+                return
+            self._hang_up()
+            del self._places[0]
+        # An abortive close: the client sees "connection reset", as if nobody listened.
+        self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self._client.close()
+
+    def _ask(self, family: socket.AddressFamily, address: str) -> int:
+        """The error number of connect(2), which says each time how far it is; events may be of the number's last bearer."""
+        if self._server is None:
+            try:
+                self._server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            except OSError as error:  # a kernel without IPv6, or no descriptor is free
+                return error.errno or errno.EIO
+            self._loop.watch(self._server.fileno(), lambda _events: self._go_on(), select.EPOLLOUT)
+        return self._server.connect_ex((address, self._port))
+
+    def _hang_up(self) -> None:
+        if self._server is not None:
+            self._loop.forget(self._server.fileno())
+            self._server.close()
+            self._server = None
 
 
 class _Pair:
@@ -110,7 +152,10 @@ class _Pair:
         self._watch(peer)
 
     def _read(self, sock: socket.socket, peer: socket.socket) -> None:
-        data = sock.recv(_CHUNK)
+        try:
+            data = sock.recv(_CHUNK)
+        except BlockingIOError:  # the event was for a socket that had the same number
+            return
         if data:
             self._pending[peer.fileno()] += data
             self._flush(peer)

@@ -244,6 +244,30 @@ def test_a_pod_that_is_removed_while_it_starts(options: Options) -> None:
     assert sandbox.run(["true"], options=options).returncode == 0
 
 
+def test_the_engine_cannot_write_to_the_host(options: Options, tmp_path: Path) -> None:
+    """A link that takes the place of a directory while the engine makes mount points leads it out; a hook is where it is."""
+    places = [tmp_path / "victim", Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")]
+    places[0].mkdir()
+    places[0].chmod(0o777)
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(directory.stat().st_mode | 0o011)
+    name = f"sandbox-test-{os.getpid()}-{options.engine}"
+    tries = "; ".join(f"mkdir {place}/{name} && exit 1" for place in places)
+    others = f"for root in /proc/[0-9]*/root; do mkdir $root{places[0]}/{name} && exit 3; done"
+    driver = "read pid comm state parent rest </proc/$PPID/stat; ls /proc/$parent/root/ && exit 4"
+    script = f"test -d {places[0]} || exit 2; {tries}; {others}; {driver}; echo >/proc/self/comm"
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"]}
+    container = Container("main", command=SLEEP, hooks={"createRuntime": [hook]}, mounts=["data:/data"])
+    try:
+        with sandbox.start(Pod([container], volumes=["data"]), options=options) as pod:
+            assert pod.exec(["sh", "-c", "touch /data/file /tmp/file /file"], check=True).returncode == 0
+        assert not any((place / name).exists() for place in places)
+    finally:
+        for place in places:
+            with contextlib.suppress(FileNotFoundError):
+                (place / name).rmdir()
+
+
 def _descendants(pid: int) -> dict[int, tuple[str, str]]:
     """Process id → (name, state letter)."""
     found = {}

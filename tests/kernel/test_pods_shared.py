@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -91,6 +92,28 @@ def test_published_port_where_nobody_listens(server: RunningPod) -> None:
     with socket.create_connection(server.publish(9999), timeout=10) as sock:
         with pytest.raises(ConnectionResetError):
             sock.recv(1)
+
+
+def test_a_published_port_is_not_held_up_by_a_full_backlog() -> None:
+    """A server that talks to one client and accepts no other; the kernel answers those who come later not at all."""
+    code = (
+        "import socket\ns = socket.socket(); s.bind(('127.0.0.1', 8000)); s.listen(0); print('up', flush=True)\n"
+        "c = s.accept()[0]\nwhile data := c.recv(100): c.sendall(data)\n"
+        "while True: c = s.accept()[0]; c.sendall(b'late'); c.close()"
+    )
+    with sandbox.start(command=program(code), ready=Log("up")) as pod, contextlib.ExitStack() as stack:
+
+        def client() -> socket.socket:
+            return stack.enter_context(socket.create_connection(pod.publish(8000), timeout=10))
+
+        first = client()
+        for number in range(5):
+            first.sendall(b"%d" % number)
+            assert first.recv(10) == b"%d" % number
+            others = [client() for _ in range(3)]
+        first.shutdown(socket.SHUT_WR)
+        assert first.recv(1) == b""
+        assert others[0].recv(10) == b"late"
 
 
 def test_published_port_is_free_again() -> None:

@@ -12,6 +12,9 @@ from gate import requires
 
 from sandbox.errors import ImageError, ImageNotFound, ImageVerificationError
 from sandbox.images import Store, resolve
+from sandbox.images.errors import ImageTooLarge
+from sandbox.images.limits import Limits
+from sandbox.images.load import load
 
 pytestmark = requires("userns")
 
@@ -65,6 +68,18 @@ def test_a_whole_archive_may_be_compressed(tmp_path: Path, store: Store) -> None
     (tmp_path / "cut.tgz").write_bytes(gzip.compress(path.read_bytes())[:-50])
     with pytest.raises(ImageError, match="broken gzip"):
         resolve(f"docker-archive:{tmp_path}/cut.tgz", store=store)
+
+
+def test_an_archive_that_is_a_bomb_is_stopped_while_it_goes_off(tmp_path: Path) -> None:
+    store = Store(tmp_path / "small", limits=Limits(ratio=20, ratio_from=1 << 20))
+    bomb = tmp_path / "image.tgz"
+    bomb.write_bytes(gzip.compress(bytes(50_000_000), 1))
+    with pytest.raises(ImageTooLarge, match=r"^decompress `docker-archive:.*: more than \d+ bytes") as caught:
+        resolve(f"docker-archive:{bomb}", store=store)
+    assert caught.value.feature == "ratio"
+    with pytest.raises(ImageTooLarge), bomb.open("rb") as stream:
+        load(stream, store)
+    assert list((tmp_path / "small/tmp").iterdir()) == []
 
 
 def test_links_between_layers_of_an_archive(tmp_path: Path, store: Store) -> None:

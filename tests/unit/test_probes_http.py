@@ -22,6 +22,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\
         (b"HTTP/1.0 404\nServer: old\n\nno", True, 404, b"no"),
         (b"HTTP/1.1 204 No Content\r\n\r\n", False, 204, b""),
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 304 Not Modified\r\n\r\n", False, 304, b""),
+        (b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 16 + HELLO, False, 200, b"hello"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: lots\r\n\r\nhello", True, 200, b"hello"),
     ],
 )
@@ -45,6 +46,8 @@ def test_every_beginning_is_incomplete(message: bytes) -> None:
         (b"HTTP/1.1 abc\r\n\r\n", False, "something that is not HTTP"),
         (b"HTTP/1.1 200 OK\r\nX: y\r\n", True, "headers that are cut off"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", False, "a broken chunk: b'zz'"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 2000, False, "more than 16 interim responses, the last with status 100"),
+        (b"HTTP/1.1 102 Processing\r\n\r\n" * 17 + HELLO, True, "more than 16 interim responses"),
     ],
 )
 def test_what_is_no_response(data: bytes, ended: bool, words: str) -> None:
