@@ -18,8 +18,7 @@ COMMAND = Command(
         ("sandbox unpack --no-owners oci:build/app:1 ./root", "as an ordinary user, to look into and to remove"),
     ),
     "Without root, owners other than you are your sub-ids, as in your containers; `--no-owners` leaves them out. Device\n"
-    "nodes are left out. Set-user-id programs are not: a new directory has mode 0700, and\n"
-    "one that is there should be closed to others.",
+    "nodes are left out. Set-user-id programs are not: keep the directory where nobody else can enter it.",
     mixed=True,
 )  # fmt: skip
 
@@ -30,7 +29,7 @@ def main(given: Given) -> int:
     from sandbox.images.tree import write_tree
 
     image, home = store.resolved(reference)
-    result = write_tree(image, Path(target), home, owners=not given["no-owners"], private=True)
+    result = write_tree(image, Path(target), home, owners=not given["no-owners"])
     if given["json"]:
         console.document({"digest": image.digest, "directory": target, **result._asdict()})
         return 0

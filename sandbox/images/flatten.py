@@ -47,17 +47,16 @@ class Result(NamedTuple):
 class Flattener:
     """Copies a stack of layers into one directory."""
 
-    def __init__(self, layers: Sequence[int], target: int, *, owners: bool = True, root: bool = True) -> None:
+    def __init__(self, layers: Sequence[int], target: int, *, owners: bool = True) -> None:
         """Prepare to copy.
 
         :param layers: descriptors of the layers' directories, uppermost first
         :param target: descriptor of an empty directory
         :param owners: whether files get their owners; without, all belong to the caller
-        :param root: whether ``target`` itself becomes like the root of the image
         """
         self._layers = list(layers)
         self._target = target
-        self._owners, self._dress_root = owners, root
+        self._owners = owners
         self._links: dict[tuple[int, int], bytes] = {}
         self._clone = True
         self._entries = self._size = 0
@@ -69,8 +68,7 @@ class Flattener:
         :raises OSError: the kernel refuses; its ``filename`` is the path inside the image
         """
         self._fill(self._layers, self._target, b"")
-        if self._dress_root:
-            self._dress(self._root(), self._target)
+        self._dress(self._root(), self._target)
         return Result(self._entries, self._size, self._skipped)
 
     def _root(self) -> int:

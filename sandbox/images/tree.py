@@ -17,15 +17,13 @@ if TYPE_CHECKING:
 __all__ = ["write_tree"]
 
 
-def write_tree(image: Image, target: Path, store: Store, *, owners: bool = True, private: bool = False) -> Result:
+def write_tree(image: Image, target: Path, store: Store, *, owners: bool = True) -> Result:
     """Write all files of an image into a directory that is empty, or not there yet.
 
     Files get the owners that they have in a container of this user: root's those of the image, an ordinary user's
     sub-ids. Set-user-id programs stay what they are: nobody else should be able to enter the directory.
 
     :param owners: without, all files belong to the caller
-    :param private: do not make the directory itself what the image says of its root: a new one has mode 0700, and one that
-        is there stays as it is
     :raises ImageError: the directory is not empty, the image is the host's own root, or the kernel refuses; what was
         written until then is removed
     """
@@ -38,7 +36,6 @@ def write_tree(image: Image, target: Path, store: Store, *, owners: bool = True,
     options = {
         "layers": [str(layer) for layer in reversed(image.layers)],
         "owners": owners and not image.ownership_lost,
-        "root": not private,
     }
     try:
         answer = _run(image, target, store, options)
@@ -51,7 +48,7 @@ def write_tree(image: Image, target: Path, store: Store, *, owners: bool = True,
 def _prepare(image: Image, target: Path) -> bool:
     """Make the directory; true if it was not there."""
     try:
-        target.mkdir(mode=0o700)
+        target.mkdir(mode=0o755)
         return True
     except FileExistsError:
         if target.is_dir() and not any(target.iterdir()):

@@ -81,7 +81,7 @@ def _flatten(directory: str, options: dict[str, Any]) -> dict[str, Any]:
     sys.setrecursionlimit(10_000)  # three calls for each directory on the way down
     try:
         layers = [os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for layer in options["layers"]]
-        return Flattener(layers, _enter(directory), owners=options["owners"], root=options["root"]).copy()._asdict()
+        return Flattener(layers, _enter(directory), owners=options["owners"]).copy()._asdict()
     except OSError as error:
         path = error.filename if isinstance(error.filename, str) else None
         own = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import subprocess
 import sys
 import tarfile
@@ -267,19 +266,6 @@ def test_unpack_makes_a_plain_tree(sandbox: Any, cli: Any, tmp_path: Path) -> No
     host = cli("unpack", "host", tmp_path / "host")
     assert "this machine's own root" in host.stderr
     assert not (tmp_path / "host").exists()
-
-
-def test_a_tree_is_closed_to_others(sandbox: Any, tmp_path: Path) -> None:
-    """Its set-user-ID programs are of an image, and for nobody on this machine but who unpacked it."""
-    sandbox("unpack", "app:1", tmp_path / "root")
-    assert stat.S_IMODE((tmp_path / "root").stat().st_mode) == 0o700
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own").chmod(0o751)
-    sandbox("unpack", "app:1", tmp_path / "own")
-    assert stat.S_IMODE((tmp_path / "own").stat().st_mode) == 0o751
-    sandbox("bundle", "app:1", tmp_path / "bundle", "true")
-    assert stat.S_IMODE((tmp_path / "bundle").stat().st_mode) == 0o700
-    assert stat.S_IMODE((tmp_path / "bundle/rootfs").stat().st_mode) == 0o755
 
 
 @requires("root")
