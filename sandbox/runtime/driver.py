@@ -37,6 +37,8 @@ _BUNDLE = "bundle"
 _CONSOLE = "console"
 #: Seconds between looks at whether the program was executed: the kernel tells nobody. The first suffices as a rule.
 _FIRST_LOOK, _LONGEST_LOOK = 0.0003, 0.02
+#: Seconds for an engine to end by itself when the container's init has.
+_FAREWELL = 2.0
 
 
 class Job(NamedTuple):
@@ -196,7 +198,7 @@ class _Driver:
         self._hand_over_init()
         engine = _running(self._init)
         self._progress.doing = f"{tool.name} start"
-        self._call("start")
+        self._call("start", until=self._init_fd)
         self._await_program(engine)
 
     @contextlib.contextmanager
@@ -209,11 +211,20 @@ class _Driver:
             listener.listen(1)
             yield listener
 
-    def _call(self, command: str, *options: str, stdio: Iterable[int] = ()) -> None:
-        """One command of the engine. Raises :class:`Failure` with what it complained of."""
+    def _call(self, command: str, *options: str, stdio: Iterable[int] = (), until: int = -1) -> None:
+        """One command of the engine. Raises :class:`Failure` with what it complained of.
+
+        ``until``: a process without which it has nothing to wait for. crun waits for ever for an init that has died.
+        """
         argv = self._job.tool.command(f"{self._directory}/state", "log", command, *options, self._job.container_id)
         pid, pidfd = self._spawn(argv, tuple(stdio))
         try:
+            if until >= 0:
+                select.select([pidfd, until, self._channel.fileno()], [], [])
+                if not self._wait_for(pidfd, _FAREWELL):
+                    syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    raise Failure(operation=f"{self._job.tool.name} {command}", object=self._job.container_id,
+                                  detail="the container's init has died before its program was executed")  # fmt: skip
             self._wait_for(pidfd)
         except Stopped:
             syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)

@@ -205,6 +205,8 @@ class Container:
         self._idle_leaves: list[Cgroup] = []
         self._spoilt: set[str | None] = set()
         self.restarts = 0
+        #: Its poststart hooks are running; those of poststop come after them.
+        self.poststart_runs = False
         self.namespaces: dict[str, int] = {}
         self.exit: dict[str, Any] | None = None
         self.oom_seen = 0

@@ -208,7 +208,8 @@ class Launcher:
             else:
                 container.terminal = child.terminal
         if "poststart" in container.plan.hooks:
-            self._spawn_hooks(container, "poststart", lambda _failure: None)
+            container.poststart_runs = True
+            self._spawn_hooks(container, "poststart", lambda _failure: self._poststart_is_over(container))
         starter.started(child.pid, {"terminal": container.terminal, "notify": child.notify})
         if child.notify >= 0:
             os.close(child.notify)
@@ -243,13 +244,23 @@ class Launcher:
                 container.drop_pod()
 
     def _over(self, container: Container) -> None:
-        if "poststop" in container.plan.hooks:
-            self._spawn_hooks(container, "poststop", lambda _failure: None)
+        if not container.poststart_runs:
+            self._poststop(container)
         container.state = "stopped"
         container.logs.seal()
         callbacks, container.over_callbacks = container.over_callbacks, []
         for callback in callbacks:
             callback()
+
+    def _poststart_is_over(self, container: Container) -> None:
+        container.poststart_runs = False
+        if container.state == "stopped":
+            self._poststop(container)
+
+    def _poststop(self, container: Container) -> None:
+        """One kind after the other, also if the program was faster than the hooks for its start."""
+        if "poststop" in container.plan.hooks:
+            self._spawn_hooks(container, "poststop", lambda _failure: None)
 
     @staticmethod
     def _collect(pod: Pod, container: Container, child: Child) -> None:

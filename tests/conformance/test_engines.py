@@ -6,6 +6,9 @@ import contextlib
 import os
 import re
 import shutil
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -293,3 +296,26 @@ def test_nothing_is_left(options: Options) -> None:
 def _left() -> list[tuple[str, str]]:
     left = {pid: what for pid, what in _descendants(os.getpid()).items() if not is_holder(pid)}
     return [(name, state) for name, state in left.values() if state == "Z" or name in {"sleep", "crun", "runc"}]
+
+
+@requires("crun")
+def test_an_init_that_dies_before_its_engine_starts_it() -> None:
+    """crun would wait for it for ever."""
+    with tempfile.TemporaryDirectory() as directory:  # pytest's own are closed to the users of containers
+        os.chmod(directory, 0o755)
+        said = _run_with_deadly_crun(Path(directory))
+    assert "init has died before its program was executed" in said
+
+
+def _run_with_deadly_crun(directory: Path) -> str:
+    engine = directory / "crun"
+    engine.write_text(
+        f'#!/bin/sh\ncase " $* " in *" start "*) kill -9 $(cat pid); exec sleep 1000;; esac\nexec {shutil.which("crun")} "$@"\n'
+    )
+    engine.chmod(0o755)
+    code = "import sandbox; from sandbox.pods import Options; sandbox.run(['true'], options=Options(engine='crun'))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PATH": f"{directory}:{os.environ['PATH']}"}, capture_output=True,
+        text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return ran.stderr
