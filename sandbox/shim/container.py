@@ -151,6 +151,7 @@ class Child:
             self._driver = self.pid, self.pidfd
             self._reap_driver()
             self.returncode, self.finished = -1, time.time()
+            self._drop_gifts()
             self._on_exit()
 
     def _reap_driver(self) -> None:
@@ -180,7 +181,19 @@ class Child:
         if self._returned is not None:
             self._on_refusal(self._returned)
         else:
+            self._drop_gifts()
             self._on_exit()
+
+    def _drop_gifts(self) -> None:
+        """Of a program that was never executed nobody wants the terminal and the notification socket.
+
+        They would also keep the keyring of who opened it, of which an ordinary user has 200.
+        """
+        if self.failure is not None:
+            for fd in (self.terminal, self.notify):
+                if fd >= 0:
+                    os.close(fd)
+            self.terminal = self.notify = -1
 
 
 class Container:

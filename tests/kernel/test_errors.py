@@ -416,3 +416,19 @@ def test_ctrl_c_when_the_pod_has_just_been_made(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(KeyboardInterrupt):
         sandbox.start(sandbox.Pod([sandbox.Container(f"c{n}", command="sleep inf") for n in range(containers)]))
     assert pods() == before
+
+
+@pytest.mark.parametrize("more", [{"tty": True}, {"ready": sandbox.Notify()}])
+def test_of_a_program_that_was_never_executed_the_shim_keeps_nothing(more: dict[str, Any]) -> None:
+    """Neither its terminal nor its notification socket, and with them the keyring of who opened them: a user has 200."""
+
+    def open_descriptors() -> int:
+        monitor = own_shim()._monitor.pid
+        shim = Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()[0]
+        return len(os.listdir(f"/proc/{shim}/fd"))
+
+    before = open_descriptors()
+    for _ in range(40):
+        with pytest.raises(CommandNotFound):
+            sandbox.start(command=["/missing"], **more)
+    assert open_descriptors() < before + 40  # a spare may have come meanwhile, which has less than a dozen
