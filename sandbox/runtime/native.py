@@ -16,7 +16,7 @@ from sandbox.linux import constants as c, syscalls
 from sandbox.linux.idmap import IdMap, write_map
 
 from . import init, rootfs as roots
-from .failure import invalid
+from .failure import Failure, invalid
 from .plan import Plan
 from .process import Program
 
@@ -104,11 +104,15 @@ def _start_anew(order: init.Order, idmap: IdMap, pod: Mapping[str, int] | None, 
         # Before the child goes on: it makes itself uninspectable, and these links with it.
         namespaces = open_namespaces(pid, order.plan.namespaces)
         ours.send(b"go")
-    except BaseException:
+    except BaseException as error:
+        dead = isinstance(error, FileNotFoundError | ProcessLookupError | BrokenPipeError)
         syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         os.close(pidfd)
         ours.close()
+        if dead:
+            raise Failure(operation="start the process", detail=f"it died before it had begun ({status})",
+                          hint="if its memory is limited, give it more: what starts it needs a megabyte") from None  # fmt: skip
         raise
     return Launch(pid, pidfd, ours, namespaces)
 

@@ -62,7 +62,7 @@ class TestOpenDescriptors:
     @pytest.mark.parametrize("how", ["plain", "reaping", "mounts", "terminal", "user", "no cgroup"])
     def test_of_the_first_program(self, image: Path, how: str) -> None:
         ways: dict[str, dict[str, Any]] = {
-            "plain": {}, "reaping": {"init": True}, "mounts": {"mounts": [Mount(str(image), "/mnt")]},
+            "plain": {}, "reaping": {"init": True}, "mounts": {"mounts": [Mount("/mnt", str(image), idmapped=False)]},
             "terminal": {"tty": True}, "user": {"user": "0:0"}, "no cgroup": {"options": Options(cgroups="none")},
         }  # fmt: skip
         assert open_directories(lambda args: sandbox.run(args, image=f"dir:{image}", **ways[how])) == []
