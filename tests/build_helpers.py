@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from dockerd import remove_cgroups
 
 from sandbox.build.copying import Order
@@ -61,6 +64,18 @@ def store_base(store: Store, name: str = "localhost/base:1", archive: bytes | No
     start = draft.save(store)
     Images(store).add(start, name=name)
     return start.digest
+
+
+@contextlib.contextmanager
+def own_store(path: Path) -> Iterator[Store]:
+    """A store with the base image, which builds and pods use meanwhile; what it has unpacked is removed."""
+    store = Store(path)
+    store_base(store)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SANDBOX_STORE", str(path))
+        yield store
+    for unpacked in [*path.glob("layers/*/*"), *path.glob("tmp/*")]:
+        store.remove_tree(unpacked)
 
 
 def tree_of(store: Store, reference: str) -> dict[str, Any]:

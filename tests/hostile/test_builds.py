@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from build_contexts import make
-from build_helpers import store_base, tree_of
+from build_helpers import own_store, store_base, tree_of
 from gate import requires
 
 import sandbox
@@ -25,13 +25,9 @@ pytestmark = requires("userns", "overlay", "busybox", "subuid")
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    store = Store(tmp_path / "store")
-    store_base(store)
-    monkeypatch.setenv("SANDBOX_STORE", str(store.root))
-    yield store
-    for path in [*store.root.glob("layers/*/*"), *store.root.glob("tmp/*")]:
-        store.remove_tree(path)
+def store(tmp_path: Path) -> Iterator[Store]:
+    with own_store(tmp_path / "store") as store:
+        yield store
 
 
 @pytest.fixture

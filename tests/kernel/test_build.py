@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from build_contexts import make
-from build_helpers import store_base, tree_of
+from build_helpers import own_store, tree_of
 from gate import requires
 
 import sandbox
@@ -52,13 +52,8 @@ class Counting:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    store = Store(tmp_path_factory.mktemp("build") / "store")
-    store_base(store)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SANDBOX_STORE", str(store.root))
+    with own_store(tmp_path_factory.mktemp("build") / "store") as store:
         yield store
-    for path in [*store.root.glob("layers/*/*"), *store.root.glob("tmp/*")]:
-        store.remove_tree(path)
 
 
 Build = Callable[..., Any]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from build_helpers import store_base
+from build_helpers import own_store
 from gate import requires
 
 import sandbox
@@ -34,13 +34,9 @@ while :; do sleep 0.05; done
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    store = Store(tmp_path / "store")
-    store_base(store)
-    monkeypatch.setenv("SANDBOX_STORE", str(store.root))
-    yield store
-    for path in [*store.root.glob("layers/*/*"), *store.root.glob("tmp/*")]:
-        store.remove_tree(path)
+def store(tmp_path: Path) -> Iterator[Store]:
+    with own_store(tmp_path / "store") as store:
+        yield store
 
 
 def talk(image: str = "localhost/base:1", **fields: Any) -> Container:
