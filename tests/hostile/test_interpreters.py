@@ -21,7 +21,9 @@ from gate import requires
 import sandbox
 from sandbox import Mount
 from sandbox.errors import SandboxError
+from sandbox.linux.idmap import host_map
 from sandbox.pods import Options
+from sandbox.runtime import native, rootfs
 
 pytestmark = requires("userns", "overlay", "busybox")
 
@@ -144,3 +146,17 @@ with sandbox.start(command=["sleep", "inf"]) as pod:
             found["spare"] = change(pid)
 print(json.dumps(found))
 """
+
+
+@requires("root", "idmap")
+@pytest.mark.parametrize("mapped", [True, False])
+def test_layers_come_in_read_only(tmp_path: Path, mapped: bool) -> None:
+    """So that whoever should reach one, by whatever descriptor, cannot write to it."""
+    layers = (str(tmp_path), str(tmp_path))
+    userns = native.user_namespace(host_map())
+    clones = rootfs.prepare(rootfs.Rootfs((rootfs.Overlay("/", layers, mapped=1),), idmap=mapped, size=None), userns)
+    try:
+        assert [bool(os.statvfs(f"/proc/self/fd/{fd}").f_flag & os.ST_RDONLY) for fd in clones] == [True, True]
+    finally:
+        for fd in (*clones, userns):
+            os.close(fd)

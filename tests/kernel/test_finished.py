@@ -279,6 +279,21 @@ def test_a_path_with_many_entries(root: Path) -> None:
         time.sleep(0.05)
 
 
+def test_a_program_that_is_another_in_a_stub() -> None:
+    """What /proc/self/exe means before execve(2) is ours, and means the same whether or not it waits in a stub."""
+    command = ["/proc/self/exe", "-I", "-S", "-c", "raise SystemExit(7)"]
+    found = set()
+    for _ in range(5):
+        try:
+            found.add(str(sandbox.run(command).returncode))
+        except sandbox.SandboxError as error:  # a Python that the image `host` has no libraries for
+            found.add(type(error).__name__)
+        sandbox.run(["true"])
+        sandbox.run(["true"])
+        time.sleep(0.1)
+    assert len(found) == 1
+
+
 @requires("memory.limit")
 def test_very_little_memory_is_the_same_with_and_without(run: Callable[..., sandbox.Result[str]]) -> None:
     """What was made ahead has used some already: the limit would be refused, or met later."""
